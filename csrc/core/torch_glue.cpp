@@ -1,0 +1,50 @@
+#include "core/torch_glue.h"
+
+#include <algorithm>
+#include <sstream>
+
+#if defined(PYEXT_WITH_CUDA)
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace pyext {
+
+void check_shape(const at::Tensor& tensor, const char* name, at::IntArrayRef expected) {
+  bool fits = tensor.dim() == int64_t(expected.size());
+  for (int64_t i = 0; fits && i < tensor.dim(); ++i)
+    fits = expected[i] < 0 || tensor.size(i) == expected[i];
+  if (fits) return;
+  std::ostringstream wanted;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    wanted << (i ? ", " : "");
+    if (expected[i] < 0)
+      wanted << "any";
+    else
+      wanted << expected[i];
+  }
+  TORCH_CHECK_VALUE(false, name, ": expected shape [", wanted.str(), "], got ", tensor.sizes());
+}
+
+void check_like(const at::Tensor& tensor, const char* name, const at::Tensor& like,
+                const char* like_name) {
+  TORCH_CHECK_VALUE(tensor.device() == like.device(), name, ": expected device ", like.device(),
+                    " like ", like_name, ", got ", tensor.device());
+  TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), name, ": expected dtype ",
+                   like.scalar_type(), " like ", like_name, ", got ", tensor.scalar_type());
+}
+
+void* Scratch::allocate(void* self, int64_t bytes) {
+  auto* scratch = static_cast<Scratch*>(self);
+  scratch->held_.push_back(at::empty({std::max<int64_t>(bytes, 1)}, scratch->options_));
+  return scratch->held_.back().data_ptr();
+}
+
+void* current_stream(const at::Tensor& tensor) {
+#if defined(PYEXT_WITH_CUDA)
+  if (tensor.is_cuda()) return c10::cuda::getCurrentCUDAStream(tensor.get_device()).stream();
+#endif
+  (void)tensor;
+  return nullptr;
+}
+
+}  // namespace pyext

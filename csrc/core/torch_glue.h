@@ -1,0 +1,39 @@
+// Between torch tensors and the kernels' raw pointers: checks and scratch memory.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include <vector>
+
+namespace pyext {
+
+// Raises when the tensor's shape differs; -1 stands for any size. Messages name the argument.
+void check_shape(const at::Tensor& tensor, const char* name, at::IntArrayRef expected);
+
+// Raises when dtype or device differ from those of `like`, called `like_name` in the message.
+void check_like(const at::Tensor& tensor, const char* name, const at::Tensor& like,
+                const char* like_name);
+
+// Scratch buffers on one device, held until the call returns.
+class Scratch {
+ public:
+  explicit Scratch(const at::Tensor& like)
+      : options_(like.options().dtype(at::kByte).requires_grad(false)) {}
+  static void* allocate(void* self, int64_t bytes);
+
+ private:
+  at::TensorOptions options_;
+  std::vector<at::Tensor> held_;
+};
+
+// The stream the tensor's device runs on now; null on the CPU.
+void* current_stream(const at::Tensor& tensor);
+
+template <class T>
+T* data(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.numel() ? tensor.data_ptr<T>() : nullptr;
+}
+
+}  // namespace pyext

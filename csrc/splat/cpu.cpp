@@ -1,0 +1,16 @@
+// The CPU backend of `splat`, compiled once per instruction set (PYEXT_ISA names it).
+#include "splat/cpu/bin.h"
+#include "splat/cpu/composite.h"
+#include "splat/cpu/composite_backward.h"
+#include "splat/cpu/project.h"
+
+namespace pyext::PYEXT_ISA {
+
+template <class T>
+constexpr splat::Kernels<T> kKernels = {project<T>, project_backward<T>, bin<T>, composite<T>,
+                                        composite_backward<T>};
+
+extern const splat::Backend splat_backend;
+const splat::Backend splat_backend = {&kKernels<float>, &kKernels<double>};
+
+}  // namespace pyext::PYEXT_ISA

@@ -1,0 +1,341 @@
+// Backward of the compositor, without atomics and without divisions.
+//
+// A tile is marched front to back once more, keeping (alpha, T) of every row a Gaussian touched;
+// then each Gaussian, back to front, visits its rows with its sums in registers. With q = f . g_C
+// and U the value a pixel sees behind the Gaussian,
+//   dL/dalpha = T (q - U),   U <- U + alpha (q - U),   U at the back = dL/dT_final.
+// The sums over a tile are moments of h = alpha dL/dalpha about the centre; they go to one slot per
+// (tile, Gaussian), and a last pass adds each Gaussian's slots in a fixed order.
+#pragma once
+
+#include <cstring>
+
+#include "splat/cpu/composite.h"
+
+namespace pyext::PYEXT_ISA {
+
+constexpr int kMoments = 6;        // sums of h, h dx, h dy, h dx^2, h dx dy, h dy^2
+constexpr int kSegmentBlocks = 8;  // records of a segment take 1 MB in float32: the L2 of a core
+constexpr int64_t kSlotBytes = int64_t(256) << 20;  // tiles are taken in bands of so many slots
+
+// What one worker needs for one tile.
+template <class T>
+struct BackwardState {
+  Block<T> blocks[kSegmentBlocks];
+  uint16_t hit_rows[kSegmentBlocks * kBlock];  // rows in which the Gaussian contributes
+  Row<T> rows[kTile];
+  T* records;           // [blocks, 64, 16 rows, (alpha, T), 16 lanes]
+  T* g_out;             // [16 rows, D, 16 lanes]
+  T* behind;            // [16 rows, 16 lanes]: U
+  T* feature_sum;       // [D, 16 lanes]
+  Row<T>* checkpoints;  // [segments, 16]
+};
+
+// Marches one segment from state.rows, keeping records. Returns whether any pixel is still live.
+template <class T>
+bool march_segment(const CompositeArgs<T>& args, const TileAt& at, int64_t first, int64_t last,
+                   BackwardState<T>& state) {
+  const Lanes<T> x = pixel_centres<T>(), alpha_max(args.alpha_max);
+  bool alive = true;
+  memset(state.hit_rows, 0, sizeof state.hit_rows);
+  for (int b = 0; first < last; ++b, first += kBlock) {
+    Block<T>& block = state.blocks[b];
+    load_block(args, at, first, last, block);
+    if (!alive) continue;
+    alive = false;
+    for (int r = 0; r < kTile; ++r) {
+      Row<T> row = state.rows[r];
+      if (!row.live.any()) continue;
+      T* records = state.records + (int64_t(b) * kBlock * kTile + r) * 2 * kLanes;
+      for (uint64_t bits = touched(block, r); bits; bits &= bits - 1) {
+        const int j = __builtin_ctzll(bits);
+        const Step<T> s = step(block, j, x, alpha_max, row);
+        T* record = records + int64_t(j) * kTile * 2 * kLanes;
+        select(s.contributes, s.alpha, Lanes<T>(T(0))).store(record);
+        s.before.store(record + kLanes);
+        state.hit_rows[b * kBlock + j] |= uint16_t(uint16_t(s.contributes.any()) << r);
+        if (!row.live.any()) break;
+      }
+      state.rows[r] = row;
+      alive |= row.live.any();
+    }
+  }
+  return alive;
+}
+
+// Sums of one Gaussian over the tile, in registers where D is known when compiled.
+template <class T, int D>
+struct FeatureSums {
+  Lanes<T> sum[D], feature[D];
+  PYEXT_INLINE FeatureSums(const T* features, T*, int64_t) {
+    for (int k = 0; k < D; ++k) {
+      sum[k] = Lanes<T>(T(0));
+      feature[k] = Lanes<T>(features[k]);
+    }
+  }
+  PYEXT_INLINE Lanes<T> dot(const T* g_out) const {
+    Lanes<T> q = feature[0] * Lanes<T>::load(g_out);
+    for (int k = 1; k < D; ++k) q = fma(feature[k], Lanes<T>::load(g_out + k * kLanes), q);
+    return q;
+  }
+  PYEXT_INLINE void add(Lanes<T> weight, const T* g_out) {
+    for (int k = 0; k < D; ++k) sum[k] = fma(weight, Lanes<T>::load(g_out + k * kLanes), sum[k]);
+  }
+  PYEXT_INLINE void finish(T* slot) const {
+    for (int k = 0; k < D; ++k) slot[k] = sum[k].sum();
+  }
+};
+
+template <class T>
+struct FeatureSums<T, 0> {
+  const T* features;
+  T* sums;
+  int64_t channels;
+  PYEXT_INLINE FeatureSums(const T* features_, T* sums_, int64_t channels_)
+      : features(features_), sums(sums_), channels(channels_) {
+    for (int64_t i = 0; i < channels * kLanes; ++i) sums[i] = T(0);
+  }
+  PYEXT_INLINE Lanes<T> dot(const T* g_out) const {
+    Lanes<T> q(T(0));
+    for (int64_t k = 0; k < channels; ++k)
+      q = fma(Lanes<T>(features[k]), Lanes<T>::load(g_out + k * kLanes), q);
+    return q;
+  }
+  PYEXT_INLINE void add(Lanes<T> weight, const T* g_out) {
+    for (int64_t k = 0; k < channels; ++k)
+      fma(weight, Lanes<T>::load(g_out + k * kLanes), Lanes<T>::load(sums + k * kLanes))
+          .store(sums + k * kLanes);
+  }
+  PYEXT_INLINE void finish(T* slot) const {
+    for (int64_t k = 0; k < channels; ++k) slot[k] = Lanes<T>::load(sums + k * kLanes).sum();
+  }
+};
+
+// One Gaussian of a marched block: back-propagates through its rows and fills its slot.
+template <class T, int D>
+PYEXT_INLINE void gaussian_backward(const CompositeArgs<T>& args, const Block<T>& block, int j,
+                                    uint32_t rows, const T* records, BackwardState<T>& state,
+                                    T* slot) {
+  using V = Lanes<T>;
+  const V alpha_max(args.alpha_max), zero(T(0));
+  FeatureSums<T, D> features(args.features + block.id[j] * args.channels, state.feature_sum,
+                             args.channels);
+  V h0 = zero, h1 = zero, h2 = zero;  // sums over rows of h, h dy, h dy^2, per column
+  for (; rows; rows &= rows - 1) {
+    const int r = __builtin_ctz(rows);
+    const T* record = records + r * 2 * kLanes;
+    const T* g_out = state.g_out + r * args.channels * kLanes;
+    T* behind = state.behind + r * kLanes;
+    const V alpha = V::load(record), U = V::load(behind);
+    const V d = features.dot(g_out) - U;
+    const V weight = alpha * V::load(record + kLanes);
+    features.add(weight, g_out);
+    fma(alpha, d, U).store(behind);
+    // At the clamp alpha no longer moves with the opacity or the shape.
+    const V h = select(alpha < alpha_max, weight * d, zero);
+    const V dy(T(r) + T(0.5) - block.v[j]);
+    h0 = h0 + h;
+    const V hy = h * dy;
+    h1 = h1 + hy;
+    h2 = fma(hy, dy, h2);
+  }
+  const V dx = pixel_centres<T>() - V(block.u[j]);
+  const V hx = h0 * dx;
+  slot[0] = h0.sum();
+  slot[1] = hx.sum();
+  slot[2] = h1.sum();
+  slot[3] = (hx * dx).sum();
+  slot[4] = (h1 * dx).sum();
+  slot[5] = h2.sum();
+  features.finish(slot + kMoments);
+}
+
+template <class T>
+void load_upstream(const CompositeBackwardArgs<T>& args, const TileAt& at,
+                   BackwardState<T>& state) {
+  const CompositeArgs<T>& f = args.forward;
+  const int columns = f.width - at.x < kTile ? f.width - at.x : kTile;
+  for (int64_t i = 0; i < kTile * f.channels * kLanes; ++i) state.g_out[i] = T(0);
+  for (int i = 0; i < kTile * kLanes; ++i) state.behind[i] = T(0);
+  for (int r = 0; r < kTile && at.y + r < f.height; ++r) {
+    const int64_t pixel = (at.image * f.height + at.y + r) * f.width + at.x;
+    for (int i = 0; i < columns; ++i) {
+      state.behind[r * kLanes + i] = args.g_transmittance[pixel + i];
+      for (int64_t k = 0; k < f.channels; ++k)
+        state.g_out[(r * f.channels + k) * kLanes + i] = args.g_out[(pixel + i) * f.channels + k];
+    }
+  }
+}
+
+// slots [entries of the tile, 6 + D] start out zero.
+template <class T, int D>
+void composite_tile_backward(const CompositeBackwardArgs<T>& args, int64_t tile,
+                             BackwardState<T>& state, T* slots) {
+  const CompositeArgs<T>& f = args.forward;
+  const TileAt at = tile_at(tile, f.width, f.height);
+  const int64_t begin = f.tile_offsets[tile], end = f.tile_offsets[tile + 1];
+  constexpr int64_t kSegment = kSegmentBlocks * kBlock;
+  const int64_t stride = kMoments + f.channels;
+  load_upstream(args, at, state);
+  start_rows(f, at, state.rows);
+
+  auto last_of = [&](int64_t segment) {
+    const int64_t last = begin + (segment + 1) * kSegment;
+    return last < end ? last : end;
+  };
+  int64_t segment = -1;
+  for (bool alive = true; alive && begin + (segment + 1) * kSegment < end;) {
+    ++segment;
+    memcpy(state.checkpoints + segment * kTile, state.rows, sizeof state.rows);
+    alive = march_segment(f, at, begin + segment * kSegment, last_of(segment), state);
+  }
+  for (const int64_t reached = segment; segment >= 0; --segment) {
+    const int64_t first = begin + segment * kSegment, last = last_of(segment);
+    if (segment < reached) {  // its records were overwritten since
+      memcpy(state.rows, state.checkpoints + segment * kTile, sizeof state.rows);
+      march_segment(f, at, first, last, state);
+    }
+    for (int64_t i = last - first - 1; i >= 0; --i) {
+      const uint32_t rows = state.hit_rows[i];
+      if (rows)
+        gaussian_backward<T, D>(f, state.blocks[i / kBlock], int(i % kBlock), rows,
+                                state.records + i * kTile * 2 * kLanes, state,
+                                slots + (first - begin + i) * stride);
+    }
+  }
+}
+
+template <class T>
+auto composite_tile_backward_for(int64_t channels) {
+  switch (channels) {
+    case 1:
+      return composite_tile_backward<T, 1>;
+    case 2:
+      return composite_tile_backward<T, 2>;
+    case 3:
+      return composite_tile_backward<T, 3>;
+    case 4:
+      return composite_tile_backward<T, 4>;
+    default:
+      return composite_tile_backward<T, 0>;
+  }
+}
+
+// Adds the slots of entries below `band_end` to the gradients of the Gaussian at rank r.
+template <class T>
+void gather_slots(const CompositeBackwardArgs<T>& args, int64_t r, const T* slots,
+                  int64_t band_begin, int64_t band_end, int64_t& cursor) {
+  const CompositeArgs<T>& f = args.forward;
+  const int64_t id = args.order[r], stride = kMoments + f.channels;
+  T m[kMoments] = {};
+  T* g_features = args.g_features + id * f.channels;
+  const int64_t begin = cursor;
+  for (; cursor < args.starts[r + 1] && args.entries_of[cursor] < band_end; ++cursor) {
+    const T* slot = slots + (args.entries_of[cursor] - band_begin) * stride;
+    for (int i = 0; i < kMoments; ++i) m[i] += slot[i];
+    for (int64_t k = 0; k < f.channels; ++k) g_features[k] += slot[kMoments + k];
+  }
+  if (cursor == begin) return;
+  const T a = f.conics[3 * id], b = f.conics[3 * id + 1], c = f.conics[3 * id + 2];
+  // dL/dsigma = -h; offsets here run from the centre to the pixel.
+  args.g_means2d[2 * id] += a * m[1] + b * m[2];
+  args.g_means2d[2 * id + 1] += b * m[1] + c * m[2];
+  args.g_conics[3 * id] -= T(0.5) * m[3];
+  args.g_conics[3 * id + 1] -= m[4];
+  args.g_conics[3 * id + 2] -= T(0.5) * m[5];
+  args.g_opacities[id] += m[0] / f.opacities[id];
+}
+
+template <class T>
+void zero_gradients(const CompositeBackwardArgs<T>& args) {
+  const int64_t count = args.forward.images * args.forward.gaussians;
+  memset(args.g_means2d, 0, size_t(2 * count) * sizeof(T));
+  memset(args.g_conics, 0, size_t(3 * count) * sizeof(T));
+  memset(args.g_opacities, 0, size_t(count) * sizeof(T));
+  memset(args.g_features, 0, size_t(count * args.forward.channels) * sizeof(T));
+}
+
+// Scratch of all workers, carved from one allocation each.
+template <class T>
+struct BackwardScratch {
+  int64_t channels, segments;
+  T *records, *planes;
+  Row<T>* checkpoints;
+
+  BackwardScratch(const CompositeArgs<T>& args, int64_t longest_list, const Context& context) {
+    const int64_t workers = thread_count();
+    channels = args.channels;
+    segments = (longest_list + kSegmentBlocks * kBlock - 1) / (kSegmentBlocks * kBlock);
+    records =
+        static_cast<T*>(context.scratch(context.owner, workers * kRecords * int64_t(sizeof(T))));
+    planes =
+        static_cast<T*>(context.scratch(context.owner, workers * plane() * int64_t(sizeof(T))));
+    checkpoints = static_cast<Row<T>*>(
+        context.scratch(context.owner, workers * segments * kTile * int64_t(sizeof(Row<T>)) + 64));
+  }
+  void give(int worker, BackwardState<T>& state) const {
+    state.records = records + worker * kRecords;
+    state.g_out = planes + worker * plane();
+    state.behind = state.g_out + kTile * channels * kLanes;
+    state.feature_sum = state.behind + kTile * kLanes;
+    state.checkpoints = checkpoints + worker * segments * kTile;
+  }
+
+ private:
+  static constexpr int64_t kRecords = int64_t(kSegmentBlocks) * kBlock * kTile * 2 * kLanes;
+  int64_t plane() const { return (kTile * channels + kTile + channels) * kLanes; }
+};
+
+template <class T>
+void composite_backward(const CompositeBackwardArgs<T>& args, const Context& context) {
+  const CompositeArgs<T>& f = args.forward;
+  const int64_t tiles = tile_count(f), ranks = f.images * f.gaussians;
+  const int64_t stride = kMoments + f.channels;
+  zero_gradients(args);
+  const int64_t budget = kSlotBytes / (stride * int64_t(sizeof(T)));
+  int64_t longest = 0, widest_band = 0;
+  auto band_end = [&](int64_t tile) {  // as many tiles as fit, at least one
+    const int64_t begin = f.tile_offsets[tile++];
+    while (tile < tiles && f.tile_offsets[tile + 1] - begin <= budget) ++tile;
+    return tile;
+  };
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t size = f.tile_offsets[tile + 1] - f.tile_offsets[tile];
+    longest = size > longest ? size : longest;
+  }
+  for (int64_t tile = 0; tile < tiles; tile = band_end(tile)) {
+    const int64_t size = f.tile_offsets[band_end(tile)] - f.tile_offsets[tile];
+    widest_band = size > widest_band ? size : widest_band;
+  }
+  if (widest_band == 0) return;
+  auto* slots =
+      static_cast<T*>(context.scratch(context.owner, widest_band * stride * int64_t(sizeof(T))));
+  auto* cursors =
+      static_cast<int64_t*>(context.scratch(context.owner, ranks * int64_t(sizeof(int64_t))));
+  memcpy(cursors, args.starts, size_t(ranks) * sizeof(int64_t));
+  const BackwardScratch<T> scratch(f, longest, context);
+  const auto run = composite_tile_backward_for<T>(f.channels);
+
+  for (int64_t tile = 0, next; tile < tiles; tile = next) {
+    next = band_end(tile);
+    const int64_t begin = f.tile_offsets[tile], end = f.tile_offsets[next];
+    for_each_tile_in_parallel(f.tile_offsets, tile, next, context, [&](int64_t t, int worker) {
+      T* tile_slots = slots + (f.tile_offsets[t] - begin) * stride;
+      const int64_t size = f.tile_offsets[t + 1] - f.tile_offsets[t];
+      memset(tile_slots, 0, size_t(size * stride) * sizeof(T));
+      if (size == 0) return;
+      BackwardState<T> state;
+      scratch.give(worker, state);
+      run(args, t, state, tile_slots);
+    });
+    constexpr int64_t kRanks = 512;
+    auto gather = [&](int64_t index, int) {
+      const int64_t last = (index + 1) * kRanks < ranks ? (index + 1) * kRanks : ranks;
+      for (int64_t r = index * kRanks; r < last; ++r)
+        gather_slots(args, r, slots, begin, end, cursors[r]);
+    };
+    parallel_tasks((ranks + kRanks - 1) / kRanks, gather);
+  }
+}
+
+}  // namespace pyext::PYEXT_ISA

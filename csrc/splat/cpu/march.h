@@ -1,0 +1,151 @@
+// Walking a tile's Gaussians front to back, row by row: the part that the compositor and its
+// backward share, so that both take the same branch at every threshold.
+//
+// A tile's list is taken in blocks of 64. For each of the tile's 16 rows one pass over the block,
+// sixteen Gaussians a vector, finds those whose ellipse touches the row; then the row's pixels, one
+// vector, visit just these. Exponents are kept in base 2 with the opacity folded in:
+//   log2 alpha = log2 o - log2(e) (a dx^2 / 2 + b dx dy + c dy^2 / 2) = (A dx + f) dx + e,
+// where f = B dy and e = log2 o + C dy^2 are computed once per Gaussian and row.
+#pragma once
+
+#include "core/exp2.h"
+#include "splat/kernels.h"
+#include "splat/math.h"
+
+namespace pyext::PYEXT_ISA {
+
+using namespace pyext::splat;
+
+constexpr int kBlock = 64;  // one machine word of Gaussians
+static_assert(kTile == kLanes, "one vector is one tile row");
+
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLog2AlphaMin = -7.994353436858858;  // log2(1 / 255)
+// Rows are kept when their best pixel comes this close to the cut: rounding must not lose one.
+constexpr double kRowSlack = 1e-3;
+
+// Sixty-four Gaussians of a tile, as structure of arrays.
+template <class T>
+struct Block {
+  int32_t id[kBlock];
+  int count;
+  alignas(64) T u[kBlock], v[kBlock];  // centre, relative to the tile's corner
+  alignas(64) T A[kBlock], B[kBlock], C[kBlock];
+  alignas(64) T lo[kBlock];     // log2 o
+  alignas(64) T ridge[kBlock];  // d(best dx) / d(dy) of the ellipse: -B / (2 A)
+  // Per row, refreshed by touched(): terms of the exponent that do not depend on x.
+  alignas(64) T e[kBlock], f[kBlock];
+};
+
+struct TileAt {
+  int64_t image;
+  int32_t x, y;  // first pixel
+};
+
+inline TileAt tile_at(int64_t tile, int32_t width, int32_t height) {
+  const int32_t tiles_x = (width + kTile - 1) / kTile, tiles_y = (height + kTile - 1) / kTile;
+  const int64_t per_image = int64_t(tiles_x) * tiles_y, local = tile % per_image;
+  return {tile / per_image, int32_t(local % tiles_x) * kTile, int32_t(local / tiles_x) * kTile};
+}
+
+template <class T>
+void load_block(const CompositeArgs<T>& args, const TileAt& at, int64_t first, int64_t last,
+                Block<T>& block) {
+  using V = Lanes<T>;
+  block.count = int(last - first < kBlock ? last - first : kBlock);
+  for (int j = 0; j < block.count; ++j) {
+    const int64_t id = args.tile_ids[first + j];
+    block.id[j] = int32_t(id);
+    block.u[j] = args.means2d[2 * id] - T(at.x);
+    block.v[j] = args.means2d[2 * id + 1] - T(at.y);
+    block.A[j] = args.conics[3 * id];
+    block.B[j] = args.conics[3 * id + 1];
+    block.C[j] = args.conics[3 * id + 2];
+    block.lo[j] = args.opacities[id];
+  }
+  // The tail of the last vector: transparent, far from every row.
+  for (int j = block.count; j < (block.count + kLanes - 1) / kLanes * kLanes; ++j) {
+    block.u[j] = block.v[j] = block.B[j] = T(0);
+    block.A[j] = block.C[j] = T(1);
+    block.lo[j] = T(1e-30);
+  }
+  const V half_log2e(T(0.5 * kLog2E)), log2e = V(T(kLog2E));
+  for (int j = 0; j < block.count; j += kLanes) {
+    const V A = -(V::load(block.A + j) * half_log2e), B = -(V::load(block.B + j) * log2e);
+    A.store(block.A + j);
+    B.store(block.B + j);
+    (-(V::load(block.C + j) * half_log2e)).store(block.C + j);
+    (B / (V(T(-2)) * A)).store(block.ridge + j);
+    vlog2(V::load(block.lo + j)).store(block.lo + j);
+  }
+}
+
+// Bit j is set where Gaussian j of the block can reach alpha 1/255 in this row of pixels.
+template <class T>
+PYEXT_INLINE uint64_t touched(Block<T>& block, int row) {
+  using V = Lanes<T>;
+  const V y(T(row) + T(0.5)), left(T(0.5)), right(T(kTile) - T(0.5));
+  const V cut(T(kLog2AlphaMin - kRowSlack));
+  uint64_t bits = 0;
+  for (int j = 0; j < block.count; j += kLanes) {
+    const V dy = y - V::load(block.v + j), u = V::load(block.u + j);
+    const V f = V::load(block.B + j) * dy;
+    const V e = fma(V::load(block.C + j) * dy, dy, V::load(block.lo + j));
+    const V dx = vmin(vmax(V::load(block.ridge + j) * dy, left - u), right - u);
+    const V best = fma(fma(V::load(block.A + j), dx, f), dx, e);
+    f.store(block.f + j);
+    e.store(block.e + j);
+    bits |= uint64_t((best >= cut).bits()) << j;
+  }
+  return bits;
+}
+
+// One row of pixels on its way through the list.
+template <class T>
+struct Row {
+  Lanes<T> transmittance;
+  typename Lanes<T>::Bool live;
+};
+
+template <class T>
+struct Step {
+  Lanes<T> alpha, before, after;  // transmittance in front of and behind the Gaussian
+  typename Lanes<T>::Bool contributes;
+};
+
+// Gaussian j of the block at one row of pixels; x holds the pixel centres.
+template <class T>
+PYEXT_INLINE Step<T> step(const Block<T>& block, int j, Lanes<T> x, Lanes<T> alpha_max,
+                          Row<T>& row) {
+  using V = Lanes<T>;
+  const V dx = x - V(block.u[j]);
+  const V power = fma(fma(V(block.A[j]), dx, V(block.f[j])), dx, V(block.e[j]));
+  Step<T> s;
+  s.alpha = vmin(vexp2(power), alpha_max);
+  s.before = row.transmittance;
+  s.after = fma(-s.alpha, s.before, s.before);
+  // power > log2 o would be a negative distance: rounding of a nearly singular conic.
+  const auto hit = (s.alpha >= V(T(kAlphaMin))) & (power <= V(block.lo[j])) & row.live;
+  const auto open = s.after > V(T(kTransmittanceMin));
+  s.contributes = hit & open;
+  row.live = without(row.live, without(hit, open));
+  row.transmittance = select(s.contributes, s.after, s.before);
+  return s;
+}
+
+template <class T>
+PYEXT_INLINE Lanes<T> pixel_centres() {
+  return iota<T>() + Lanes<T>(T(0.5));
+}
+
+// Lanes of the tile's rows that lie inside the image.
+template <class T>
+PYEXT_INLINE void start_rows(const CompositeArgs<T>& args, const TileAt& at, Row<T>* rows) {
+  const int columns = args.width - at.x < kTile ? args.width - at.x : kTile;
+  for (int r = 0; r < kTile; ++r) {
+    rows[r].transmittance = Lanes<T>(T(1));
+    rows[r].live = at.y + r < args.height ? Lanes<T>::Bool::first(columns) : Lanes<T>::Bool::none();
+  }
+}
+
+}  // namespace pyext::PYEXT_ISA

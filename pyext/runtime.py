@@ -1,0 +1,51 @@
+"""Facts and switches of the compiled part: instruction set, threads, build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyext._load import load
+
+_C = load()
+
+
+def isa() -> str:
+    """The instruction set the CPU kernels use: ``baseline``, ``avx2`` or ``avx512``.
+
+    Picked when the module loads: the best this machine has, or what the environment variable
+    ``PYEXT_ISA`` names.
+    """
+    return _C.isa()
+
+
+def isas() -> list[str]:
+    """The instruction sets usable on this machine, best last."""
+    return _C.isas()
+
+
+@contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """Run the CPU kernels at another instruction set inside a ``with`` block.
+
+    The switch is for the whole process, not for one thread.
+
+    Raises:
+        ValueError: the set is unknown or this machine does not support it.
+    """
+    before = isa()
+    _C.set_isa(name)
+    try:
+        yield
+    finally:
+        _C.set_isa(before)
+
+
+def build_info() -> dict[str, str]:
+    """What the compiled part was built with: ``torch``, ``compiler``, ``cuda`` (empty: none)."""
+    return _C.build_info()
+
+
+def fma_peak(seconds: float = 0.2) -> float:
+    """Floating-point operations per second of all intra-op threads in fused multiply-adds."""
+    return _C.fma_peak(seconds)
