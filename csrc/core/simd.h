@@ -109,7 +109,8 @@ struct Lanes {
 
   Lanes() = default;
   PYEXT_INLINE Lanes(T x) {
-    for (int i = 0; i < kCount; ++i) r[i] = x - Register{};
+    for (int i = 0; i < kCount; ++i)
+      for (int j = 0; j < kWidth; ++j) r[i][j] = x;
   }
   static PYEXT_INLINE Lanes load(const T* p) {
     Lanes out;
@@ -321,6 +322,23 @@ PYEXT_INLINE F vceil(F a) {
   return _mm512_roundscale_ps(a.r, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
 }
 #endif
+
+// Integers that ride in floating-point lanes as bits: for select, not for arithmetic.
+template <class T>
+PYEXT_INLINE Lanes<T> integer(int64_t value) {
+  const typename IntOf<T>::type narrow = typename IntOf<T>::type(value);
+  T bits;
+  memcpy(&bits, &narrow, sizeof bits);
+  return Lanes<T>(bits);
+}
+template <class T>
+PYEXT_INLINE void store_integers(Lanes<T> a, int32_t* out, int count) {
+  T x[kLanes];
+  typename IntOf<T>::type values[kLanes];
+  a.store(x);
+  memcpy(values, x, sizeof values);
+  for (int i = 0; i < count; ++i) out[i] = int32_t(values[i]);
+}
 
 template <class T>
 PYEXT_INLINE Lanes<T> iota() {

@@ -8,9 +8,9 @@ namespace pyext::PYEXT_ISA {
 
 // Colour sums of a row, in registers: D known when compiled.
 template <class T, int D>
-struct FixedChannels {
+struct Channels {
   Lanes<T> sum[D];
-  PYEXT_INLINE FixedChannels(T* state, int64_t) {
+  PYEXT_INLINE Channels(T* state, int64_t) {
     for (int k = 0; k < D; ++k) sum[k] = Lanes<T>::load(state + k * kLanes);
   }
   PYEXT_INLINE void add(Lanes<T> weight, const T* features) {
@@ -23,10 +23,10 @@ struct FixedChannels {
 
 // Any number of channels: the sums stay in memory.
 template <class T>
-struct FixedChannels<T, 0> {
+struct Channels<T, 0> {
   T* state;
   int64_t channels;
-  PYEXT_INLINE FixedChannels(T* state_, int64_t channels_) : state(state_), channels(channels_) {}
+  PYEXT_INLINE Channels(T* state_, int64_t channels_) : state(state_), channels(channels_) {}
   PYEXT_INLINE void add(Lanes<T> weight, const T* features) {
     for (int64_t k = 0; k < channels; ++k)
       fma(weight, Lanes<T>(features[k]), Lanes<T>::load(state + k * kLanes))
@@ -35,77 +35,77 @@ struct FixedChannels<T, 0> {
   PYEXT_INLINE void finish(T*) {}
 };
 
-// Scratch of one worker: colour sums [16 rows, D, 16 lanes] and the last contributors.
+// What one tile carries from block to block.
 template <class T>
 struct TileState {
-  T* colour;
   Row<T> rows[kTile];
-  alignas(64) int32_t last[kTile][kLanes];
+  Lanes<T> last[kTile];  // integers: positions in tile_ids
+  T* colour;             // [16 rows, D, 16 lanes]
 };
 
 template <class T, int D>
-void composite_row(const CompositeArgs<T>& args, const Block<T>& block, int64_t first,
-                   uint64_t bits, Lanes<T> x, Lanes<T> alpha_max, Row<T>& row, T* colour,
-                   int32_t* last) {
-  FixedChannels<T, D> sums(colour, args.channels);
-  Row<T> state = row;
-  typename Lanes<T>::Bool any = Lanes<T>::Bool::none();
-  Lanes<T> position(T(-1));
-  while (bits) {
+PYEXT_INLINE void composite_row(const CompositeArgs<T>& args, Block<T>& block, int64_t first, int r,
+                                TileState<T>& state) {
+  T* colour = state.colour + r * args.channels * kLanes;
+  Channels<T, D> sums(colour, args.channels);
+  Row<T> row = state.rows[r];
+  Lanes<T> last = state.last[r];
+  const Lanes<T> alpha_max(args.alpha_max), zero(T(0));
+  for (uint64_t bits = touched(block, r); bits && row.live; bits &= bits - 1) {
     const int j = __builtin_ctzll(bits);
-    bits &= bits - 1;
-    const Step<T> s = step(block, j, x, alpha_max, state);
-    sums.add(select(s.contributes, s.alpha * s.before, Lanes<T>(T(0))),
+    const Step<T> s = step(block, j, alpha_max, row);
+    sums.add(select(s.contributes, s.alpha * s.before, zero),
              args.features + block.id[j] * args.channels);
-    position = select(s.contributes, Lanes<T>(T(j)), position);
-    any = any | s.contributes;
-    if (!state.live.any()) break;
+    last = select(s.contributes, integer<T>(first + j), last);
   }
   sums.finish(colour);
-  row = state;
-  if (!any.any()) return;
-  T at[kLanes];
-  position.store(at);
-  for (int i = 0; i < kLanes; ++i)
-    if (at[i] >= T(0)) last[i] = int32_t(first + int64_t(at[i]));
+  state.rows[r] = row;
+  state.last[r] = last;
+}
+
+// The tile's pixels to the image.
+template <class T, int D>
+void store_tile(const CompositeArgs<T>& args, const TileAt& at, const TileState<T>& state) {
+  const int64_t channels = args.channels;
+  const int columns = args.width - at.x < kTile ? args.width - at.x : kTile;
+  for (int r = 0; r < kTile && at.y + r < args.height; ++r) {
+    const int64_t pixel = (at.image * args.height + at.y + r) * args.width + at.x;
+    const T* colour = state.colour + r * channels * kLanes;
+    store_integers(state.last[r], args.last + pixel, columns);
+    store_strided(state.rows[r].transmittance, args.transmittance + pixel, 1, columns);
+    if constexpr (D > 0) {
+      if (columns == kTile) {
+        Lanes<T> sum[D];
+        for (int k = 0; k < D; ++k) sum[k] = Lanes<T>::load(colour + k * kLanes);
+        interleave<D>(sum, args.out + pixel * D);
+        continue;
+      }
+    }
+    for (int i = 0; i < columns; ++i)
+      for (int64_t k = 0; k < channels; ++k)
+        args.out[(pixel + i) * channels + k] = colour[k * kLanes + i];
+  }
 }
 
 template <class T, int D>
 void composite_tile(const CompositeArgs<T>& args, int64_t tile, TileState<T>& state) {
   const TileAt at = tile_at(tile, args.width, args.height);
-  const int64_t end = args.tile_offsets[tile + 1], channels = args.channels;
-  const Lanes<T> x = pixel_centres<T>(), alpha_max(args.alpha_max);
+  const int64_t end = args.tile_offsets[tile + 1];
   start_rows(args, at, state.rows);
-  for (int64_t i = 0; i < kTile * channels * kLanes; ++i) state.colour[i] = T(0);
-  for (int r = 0; r < kTile; ++r)
-    for (int i = 0; i < kLanes; ++i) state.last[r][i] = -1;
-
+  for (Lanes<T>& last : state.last) last = integer<T>(-1);
+  for (int64_t i = 0; i < kTile * args.channels * kLanes; ++i) state.colour[i] = T(0);
   Block<T> block;
-  bool alive = true;
-  for (int64_t first = args.tile_offsets[tile]; first < end && alive; first += kBlock) {
+  bool live = true;
+  for (int64_t first = args.tile_offsets[tile]; first < end && live; first += kBlock) {
     load_block(args, at, first, end, block);
-    alive = false;
+    live = false;
     for (int r = 0; r < kTile; ++r) {
-      if (!state.rows[r].live.any()) continue;
-      composite_row<T, D>(args, block, first, touched(block, r), x, alpha_max, state.rows[r],
-                          state.colour + r * channels * kLanes, state.last[r]);
-      alive |= state.rows[r].live.any();
+      if (!state.rows[r].live) continue;
+      composite_row<T, D>(args, block, first, r, state);
+      live |= state.rows[r].live;
     }
   }
-
-  const int columns = args.width - at.x < kTile ? args.width - at.x : kTile;
-  for (int r = 0; r < kTile && at.y + r < args.height; ++r) {
-    const int64_t pixel = (at.image * args.height + at.y + r) * args.width + at.x;
-    T transmittance[kLanes];
-    state.rows[r].transmittance.store(transmittance);
-    const T* colour = state.colour + r * channels * kLanes;
-    for (int i = 0; i < columns; ++i) {
-      args.transmittance[pixel + i] = transmittance[i];
-      args.last[pixel + i] = state.last[r][i];
-      for (int64_t k = 0; k < channels; ++k)
-        args.out[(pixel + i) * channels + k] = colour[k * kLanes + i];
-    }
-  }
+  store_tile<T, D>(args, at, state);
 }
 
 template <class T>

@@ -35,32 +35,30 @@ struct BackwardState {
 template <class T>
 bool march_segment(const CompositeArgs<T>& args, const TileAt& at, int64_t first, int64_t last,
                    BackwardState<T>& state) {
-  const Lanes<T> x = pixel_centres<T>(), alpha_max(args.alpha_max);
-  bool alive = true;
+  const Lanes<T> alpha_max(args.alpha_max), zero(T(0));
+  bool live = true;
   memset(state.hit_rows, 0, sizeof state.hit_rows);
-  for (int b = 0; first < last; ++b, first += kBlock) {
+  for (int b = 0; first < last && live; ++b, first += kBlock) {
     Block<T>& block = state.blocks[b];
     load_block(args, at, first, last, block);
-    if (!alive) continue;
-    alive = false;
+    live = false;
     for (int r = 0; r < kTile; ++r) {
       Row<T> row = state.rows[r];
-      if (!row.live.any()) continue;
+      if (!row.live) continue;
       T* records = state.records + (int64_t(b) * kBlock * kTile + r) * 2 * kLanes;
-      for (uint64_t bits = touched(block, r); bits; bits &= bits - 1) {
+      for (uint64_t bits = touched(block, r); bits && row.live; bits &= bits - 1) {
         const int j = __builtin_ctzll(bits);
-        const Step<T> s = step(block, j, x, alpha_max, row);
+        const Step<T> s = step(block, j, alpha_max, row);
         T* record = records + int64_t(j) * kTile * 2 * kLanes;
-        select(s.contributes, s.alpha, Lanes<T>(T(0))).store(record);
+        select(s.contributes, s.alpha, zero).store(record);
         s.before.store(record + kLanes);
         state.hit_rows[b * kBlock + j] |= uint16_t(uint16_t(s.contributes.any()) << r);
-        if (!row.live.any()) break;
       }
       state.rows[r] = row;
-      alive |= row.live.any();
+      live |= row.live;
     }
   }
-  return alive;
+  return live;
 }
 
 // Sums of one Gaussian over the tile, in registers where D is known when compiled.
@@ -81,8 +79,12 @@ struct FeatureSums {
   PYEXT_INLINE void add(Lanes<T> weight, const T* g_out) {
     for (int k = 0; k < D; ++k) sum[k] = fma(weight, Lanes<T>::load(g_out + k * kLanes), sum[k]);
   }
-  PYEXT_INLINE void finish(T* slot) const {
-    for (int k = 0; k < D; ++k) slot[k] = sum[k].sum();
+  // All sums of the slot in one go: the moments, then the features.
+  PYEXT_INLINE void finish(const Lanes<T>* moments, T* slot) const {
+    Lanes<T> all[kMoments + D];
+    for (int i = 0; i < kMoments; ++i) all[i] = moments[i];
+    for (int k = 0; k < D; ++k) all[kMoments + k] = sum[k];
+    sum_each<kMoments + D>(all, slot);
   }
 };
 
@@ -106,8 +108,10 @@ struct FeatureSums<T, 0> {
       fma(weight, Lanes<T>::load(g_out + k * kLanes), Lanes<T>::load(sums + k * kLanes))
           .store(sums + k * kLanes);
   }
-  PYEXT_INLINE void finish(T* slot) const {
-    for (int64_t k = 0; k < channels; ++k) slot[k] = Lanes<T>::load(sums + k * kLanes).sum();
+  PYEXT_INLINE void finish(const Lanes<T>* moments, T* slot) const {
+    sum_each<kMoments>(moments, slot);
+    for (int64_t k = 0; k < channels; ++k)
+      slot[kMoments + k] = Lanes<T>::load(sums + k * kLanes).sum();
   }
 };
 
@@ -141,29 +145,35 @@ PYEXT_INLINE void gaussian_backward(const CompositeArgs<T>& args, const Block<T>
   }
   const V dx = pixel_centres<T>() - V(block.u[j]);
   const V hx = h0 * dx;
-  slot[0] = h0.sum();
-  slot[1] = hx.sum();
-  slot[2] = h1.sum();
-  slot[3] = (hx * dx).sum();
-  slot[4] = (h1 * dx).sum();
-  slot[5] = h2.sum();
-  features.finish(slot + kMoments);
+  const V moments[kMoments] = {h0, hx, h1, hx * dx, h1 * dx, h2};
+  features.finish(moments, slot);
 }
 
-template <class T>
+template <class T, int D>
 void load_upstream(const CompositeBackwardArgs<T>& args, const TileAt& at,
                    BackwardState<T>& state) {
   const CompositeArgs<T>& f = args.forward;
   const int columns = f.width - at.x < kTile ? f.width - at.x : kTile;
-  for (int64_t i = 0; i < kTile * f.channels * kLanes; ++i) state.g_out[i] = T(0);
-  for (int i = 0; i < kTile * kLanes; ++i) state.behind[i] = T(0);
-  for (int r = 0; r < kTile && at.y + r < f.height; ++r) {
+  const int rows = f.height - at.y < kTile ? f.height - at.y : kTile;
+  if (columns < kTile || rows < kTile) {
+    memset(state.g_out, 0, size_t(kTile * f.channels * kLanes) * sizeof(T));
+    memset(state.behind, 0, size_t(kTile * kLanes) * sizeof(T));
+  }
+  for (int r = 0; r < rows; ++r) {
     const int64_t pixel = (at.image * f.height + at.y + r) * f.width + at.x;
-    for (int i = 0; i < columns; ++i) {
-      state.behind[r * kLanes + i] = args.g_transmittance[pixel + i];
-      for (int64_t k = 0; k < f.channels; ++k)
-        state.g_out[(r * f.channels + k) * kLanes + i] = args.g_out[(pixel + i) * f.channels + k];
+    memcpy(state.behind + r * kLanes, args.g_transmittance + pixel, size_t(columns) * sizeof(T));
+    T* g_out = state.g_out + r * f.channels * kLanes;
+    if constexpr (D > 0) {
+      if (columns == kTile) {
+        Lanes<T> g[D];
+        deinterleave<D>(args.g_out + pixel * D, g);
+        for (int k = 0; k < D; ++k) g[k].store(g_out + k * kLanes);
+        continue;
+      }
     }
+    for (int i = 0; i < columns; ++i)
+      for (int64_t k = 0; k < f.channels; ++k)
+        g_out[k * kLanes + i] = args.g_out[(pixel + i) * f.channels + k];
   }
 }
 
@@ -176,7 +186,7 @@ void composite_tile_backward(const CompositeBackwardArgs<T>& args, int64_t tile,
   const int64_t begin = f.tile_offsets[tile], end = f.tile_offsets[tile + 1];
   constexpr int64_t kSegment = kSegmentBlocks * kBlock;
   const int64_t stride = kMoments + f.channels;
-  load_upstream(args, at, state);
+  load_upstream<T, D>(args, at, state);
   start_rows(f, at, state.rows);
 
   auto last_of = [&](int64_t segment) {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "core/exp2.h"
+#include "core/simd_shuffle.h"
 #include "splat/kernels.h"
 #include "splat/math.h"
 
@@ -100,36 +101,41 @@ PYEXT_INLINE uint64_t touched(Block<T>& block, int row) {
   return bits;
 }
 
-// One row of pixels on its way through the list.
+// One row of pixels on its way through the list. A pixel that is finished, or lies outside the
+// image, is moved so far away that no Gaussian reaches it: no mask has to be carried along.
 template <class T>
 struct Row {
   Lanes<T> transmittance;
-  typename Lanes<T>::Bool live;
+  Lanes<T> x;  // pixel centres, relative to the tile's corner
+  bool live;   // any pixel left
 };
+constexpr double kFarAway = 1e30;
 
 template <class T>
 struct Step {
-  Lanes<T> alpha, before, after;  // transmittance in front of and behind the Gaussian
+  Lanes<T> alpha, before;  // transmittance in front of the Gaussian
   typename Lanes<T>::Bool contributes;
 };
 
-// Gaussian j of the block at one row of pixels; x holds the pixel centres.
+// Gaussian j of the block at one row of pixels.
 template <class T>
-PYEXT_INLINE Step<T> step(const Block<T>& block, int j, Lanes<T> x, Lanes<T> alpha_max,
-                          Row<T>& row) {
+PYEXT_INLINE Step<T> step(const Block<T>& block, int j, Lanes<T> alpha_max, Row<T>& row) {
   using V = Lanes<T>;
-  const V dx = x - V(block.u[j]);
+  const V dx = row.x - V(block.u[j]);
   const V power = fma(fma(V(block.A[j]), dx, V(block.f[j])), dx, V(block.e[j]));
   Step<T> s;
-  s.alpha = vmin(vexp2(power), alpha_max);
+  s.alpha = vmin(alpha_max, vexp2(power));  // in this order not-a-number stays what it is
   s.before = row.transmittance;
-  s.after = fma(-s.alpha, s.before, s.before);
+  const V after = fma(-s.alpha, s.before, s.before);
   // power > log2 o would be a negative distance: rounding of a nearly singular conic.
-  const auto hit = (s.alpha >= V(T(kAlphaMin))) & (power <= V(block.lo[j])) & row.live;
-  const auto open = s.after > V(T(kTransmittanceMin));
-  s.contributes = hit & open;
-  row.live = without(row.live, without(hit, open));
-  row.transmittance = select(s.contributes, s.after, s.before);
+  const auto hit = (s.alpha >= V(T(kAlphaMin))) & (power <= V(block.lo[j]));
+  const auto finishes = hit & (after <= V(T(kTransmittanceMin)));
+  s.contributes = without(hit, finishes);
+  row.transmittance = select(s.contributes, after, s.before);
+  if (__builtin_expect(finishes.any(), 0)) {
+    row.x = select(finishes, V(T(kFarAway)), row.x);
+    row.live = (row.x < V(T(kTile))).any();
+  }
   return s;
 }
 
@@ -138,14 +144,13 @@ PYEXT_INLINE Lanes<T> pixel_centres() {
   return iota<T>() + Lanes<T>(T(0.5));
 }
 
-// Lanes of the tile's rows that lie inside the image.
+// Rows at the start of a list; columns and rows beyond the image are finished.
 template <class T>
 PYEXT_INLINE void start_rows(const CompositeArgs<T>& args, const TileAt& at, Row<T>* rows) {
-  const int columns = args.width - at.x < kTile ? args.width - at.x : kTile;
-  for (int r = 0; r < kTile; ++r) {
-    rows[r].transmittance = Lanes<T>(T(1));
-    rows[r].live = at.y + r < args.height ? Lanes<T>::Bool::first(columns) : Lanes<T>::Bool::none();
-  }
+  const Lanes<T> centres = pixel_centres<T>();
+  const Lanes<T> x =
+      select(centres < Lanes<T>(T(args.width - at.x)), centres, Lanes<T>(T(kFarAway)));
+  for (int r = 0; r < kTile; ++r) rows[r] = {Lanes<T>(T(1)), x, at.y + r < args.height};
 }
 
 }  // namespace pyext::PYEXT_ISA
