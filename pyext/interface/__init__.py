@@ -1,0 +1,1 @@
+"""Public signatures and their checks, shared by the compiled ops and their reference."""

@@ -1,0 +1,230 @@
+"""Gaussian-splat rasterization in plain PyTorch; gradients come from autograd.
+
+The stages `project`, `bin` and `composite` have the signatures of the torch ops
+``pyext::splat_project``, ``splat_bin`` and ``splat_composite``, and `rasterization` joins them as
+``pyext.ops.splat`` does. Any float dtype, any device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyext.interface.splat import TILE, make_rasterization
+
+ALPHA_MIN = 1 / 255
+TRANSMITTANCE_MIN = 1e-4
+EXTENT_MAX = 3.33  # sigmas
+FIELD_OF_VIEW_MARGIN = 0.15  # of the image size, for the slope clamp of the Jacobian
+
+
+def rotation_matrix(quats: Tensor) -> Tensor:
+    """Rotation matrices [..., 3, 3] of unit quaternions (w, x, y, z) [..., 4]."""
+    w, x, y, z = quats.unbind(-1)
+    return torch.stack(
+        [
+            1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+        ],
+        dim=-1,
+    ).reshape(*quats.shape[:-1], 3, 3)  # fmt: skip
+
+
+def covariances(
+    covars: Tensor | None, quats: Tensor | None, scales: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """World covariances [B, N, 3, 3], and which Gaussians have a valid shape [B, N]."""
+    if covars is not None:
+        full = covars[..., [0, 1, 2, 1, 3, 4, 2, 4, 5]]
+        valid = torch.isfinite(full).all(-1)
+        return torch.where(valid[..., None], full, 0).unflatten(-1, (3, 3)), valid
+    assert quats is not None and scales is not None
+    squared = quats.square().sum(-1)
+    valid = torch.isfinite(squared) & (squared > 0) & torch.isfinite(scales).all(-1)
+    unit = torch.where(valid[..., None], quats, 1)
+    axes = rotation_matrix(unit / unit.norm(dim=-1, keepdim=True))
+    axes = axes * torch.where(valid[..., None], scales, 1)[..., None, :]
+    return axes @ axes.mT, valid
+
+
+def _jacobian(camera: Tensor, Ks: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """Pixel positions [B, C, N, 2] and the pinhole Jacobian [B, C, N, 2, 3], slopes clamped."""
+    x, y, z = camera.unbind(-1)
+    rows, pixels = [], []
+    for axis, (value, size) in enumerate(((x, width), (y, height))):
+        focal, centre = Ks[:, :, axis, axis, None], Ks[:, :, axis, 2, None]
+        slope = value / z
+        margin = FIELD_OF_VIEW_MARGIN * size
+        inside = slope.maximum(-(centre + margin) / focal)
+        inside = inside.minimum((size - centre + margin) / focal)
+        entries = [torch.zeros_like(z)] * 2 + [-focal * inside / z]
+        entries[axis] = focal / z
+        rows.append(torch.stack(entries, -1))
+        pixels.append(focal * slope + centre)
+    return torch.stack(pixels, -1), torch.stack(rows, -2)
+
+
+def project(
+    means: Tensor,
+    covars: Tensor | None,
+    quats: Tensor | None,
+    scales: Tensor | None,
+    opacities: Tensor | None,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    eps2d: float,
+    near_plane: float,
+    far_plane: float,
+    radius_clip: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """EWA projection: radii [B, C, N, 2] (int32), means2d, depths and conics, 0 where culled."""
+    world, valid = covariances(covars, quats, scales)
+    rotations, translations = viewmats[..., :3, :3], viewmats[..., :3, 3]
+    camera = torch.einsum("bcij,bnj->bcni", rotations, means) + translations[:, :, None]
+    depth = camera[..., 2]
+    keep = valid[:, None] & (depth >= near_plane) & (depth <= far_plane)
+    # Values that are culled later are replaced before they can divide by zero.
+    camera = torch.where(keep[..., None], camera, 1)
+    pixels, jacobian = _jacobian(camera, Ks, width, height)
+    axes = jacobian @ rotations[:, :, None]
+    cov2d = axes @ world[:, None] @ axes.mT + eps2d * torch.eye(2, dtype=means.dtype)
+    a, b, c = cov2d[..., 0, 0], cov2d[..., 0, 1], cov2d[..., 1, 1]
+    det = a * c - b * b
+    keep = keep & (det > 0)
+
+    extent = torch.full_like(depth, EXTENT_MAX)
+    if opacities is not None:
+        visible = opacities >= ALPHA_MIN
+        level = 2 * torch.log(torch.where(visible, opacities, 1) / ALPHA_MIN)
+        extent = level.sqrt().clamp(max=EXTENT_MAX)[:, None]
+        keep = keep & visible[:, None]
+    radii = torch.ceil(extent[..., None] * torch.stack([a, c], -1).clamp(min=0).sqrt()).detach()
+    size = torch.tensor([width, height], dtype=means.dtype)
+    on_image = (pixels + radii > 0) & (pixels - radii < size)
+    keep = keep & (radii > radius_clip).any(-1) & on_image.all(-1)
+
+    conics = torch.stack([c, -b, a], -1) / torch.where(keep, det, 1)[..., None]
+    zero = torch.zeros((), dtype=means.dtype)
+    return (
+        torch.where(keep[..., None], radii.clamp(max=2**30), zero).int(),
+        torch.where(keep[..., None], pixels, zero),
+        torch.where(keep, camera[..., 2], zero),
+        torch.where(keep[..., None], conics, zero),
+    )
+
+
+def bin(
+    means2d: Tensor,
+    radii: Tensor,
+    depths: Tensor,
+    conics: Tensor,
+    opacities: Tensor,
+    width: int,
+    height: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Tile lists by bounding boxes, front to back; the kernels drop tiles an ellipse misses."""
+    images, n = depths.shape
+    tiles = torch.tensor([-(-width // TILE), -(-height // TILE)])
+    visible = (radii > 0).all(-1)
+    first = ((means2d - radii) / TILE).clamp(min=0).minimum(tiles.to(means2d)).long()
+    last = ((means2d + radii) / TILE).ceil().clamp(min=0).minimum(tiles.to(means2d)).long()
+    box = torch.where(visible[..., None], last - first, 0)
+
+    # Visible ones by depth, then the others; ties by index.
+    depth = torch.where(visible, depths, torch.inf)
+    order = (depth.argsort(dim=1, stable=True) + n * torch.arange(images)[:, None]).flatten()
+    box, first = box.flatten(0, 1)[order], first.flatten(0, 1)[order]
+    counts = box.prod(-1)
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    rank = torch.repeat_interleave(torch.arange(images * n), counts)
+    step = torch.arange(int(starts[-1])) - starts[rank]
+    x = first[rank, 0] + step % box[rank, 0].clamp(min=1)
+    y = first[rank, 1] + step // box[rank, 0].clamp(min=1)
+    tile = (order[rank] // max(n, 1)) * int(tiles.prod()) + y * tiles[0] + x
+
+    by_tile = tile.argsort(stable=True)
+    position = torch.empty_like(by_tile)
+    position[by_tile] = torch.arange(by_tile.numel())
+    sizes = torch.bincount(tile, minlength=images * int(tiles.prod()))
+    tile_offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    ids = order[rank][by_tile]
+    return tile_offsets, ids.int(), order.int(), starts, position.int()
+
+
+def _composite_tile(
+    pixels: Tensor,
+    means2d: Tensor,
+    conics: Tensor,
+    opacities: Tensor,
+    features: Tensor,
+    alpha_max: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Colours [P, D], transmittances [P] and last contributors [P] of P pixels and G Gaussians."""
+    dx, dy = (means2d - pixels[:, None]).unbind(-1)
+    a, b, c = conics.unbind(-1)
+    sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
+    alpha = (opacities * torch.exp(-sigma)).clamp(max=alpha_max)
+    alpha = torch.where((sigma >= 0) & (alpha >= ALPHA_MIN), alpha, 0)
+    after = torch.cumprod(1 - alpha, dim=1)
+    # `after` never rises, so what is kept is a prefix: exactly the sequential rule.
+    kept = after > TRANSMITTANCE_MIN
+    before = torch.cat([torch.ones_like(after[:, :1]), after], dim=1)
+    weights = torch.where(kept, alpha, 0) * before[:, :-1]
+    transmittance = before.gather(1, kept.sum(1, keepdim=True)).squeeze(1)
+    index = torch.arange(1, alpha.shape[1] + 1)
+    last = torch.where(kept & (alpha > 0), index, 0).amax(1) - 1
+    return weights @ features, transmittance, last
+
+
+def composite(
+    means2d: Tensor,
+    conics: Tensor,
+    opacities: Tensor,
+    features: Tensor,
+    tile_offsets: Tensor,
+    tile_ids: Tensor,
+    order: Tensor,
+    starts: Tensor,
+    entries_of: Tensor,
+    width: int,
+    height: int,
+    alpha_max: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Front-to-back compositing tile by tile: out [I, H, W, D], transmittance and last [I, H, W]."""
+    images, channels = features.shape[0], features.shape[2]
+    flat = [x.flatten(0, 1) for x in (means2d, conics, opacities, features)]
+    tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
+    offsets, ids = tile_offsets.tolist(), tile_ids.long()
+    rows = []
+    for band in range(images * tiles_y):
+        y0 = band % tiles_y * TILE
+        tile_rows = min(TILE, height - y0)
+        row = []
+        for x0 in range(0, width, TILE):
+            tile = band * tiles_x + x0 // TILE
+            columns = min(TILE, width - x0)
+            y = torch.arange(y0, y0 + tile_rows, dtype=means2d.dtype) + 0.5
+            x = torch.arange(x0, x0 + columns, dtype=means2d.dtype) + 0.5
+            if offsets[tile] == offsets[tile + 1]:
+                out = means2d.new_zeros(tile_rows, columns, channels + 2)
+                out[..., channels:] = means2d.new_tensor([1.0, -1.0])
+            else:
+                pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
+                members = ids[offsets[tile] : offsets[tile + 1]]
+                colour, transmittance, last = _composite_tile(
+                    pixels, *(values[members] for values in flat), alpha_max
+                )
+                last = torch.where(last >= 0, last + offsets[tile], -1).to(means2d.dtype)
+                out = torch.cat([colour, transmittance[:, None], last[:, None]], 1)
+                out = out.reshape(tile_rows, columns, channels + 2)
+            row.append(out)
+        rows.append(torch.cat(row, 1))
+    image = torch.cat(rows, 0).reshape(images, height, width, channels + 2)
+    out, transmittance, last = image.split([channels, 1, 1], -1)
+    return out, transmittance.squeeze(-1), last.squeeze(-1).int()
+
+
+rasterization = make_rasterization(project, bin, composite)
