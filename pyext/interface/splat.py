@@ -63,9 +63,9 @@ def make_rasterization(
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Render Gaussians through pinhole cameras.
 
-        Names, order and defaults of the arguments are those of gsplat 1.5.3. ``...`` stands for any
-        batch dimensions, the same for all tensors; N Gaussians, C cameras, D channels. Tensors share
-        one device and one dtype: float32, or float64 on the CPU.
+        Names, order and defaults of the arguments are those of gsplat 1.5.3. ``...`` stands for
+        any batch dimensions, the same for all tensors; N Gaussians, C cameras, D channels. Tensors
+        share one device and one dtype: float32, or float64 on the CPU.
 
         Args:
             means: centres in world coordinates, [..., N, 3].
@@ -94,7 +94,7 @@ def make_rasterization(
             viewmats, and through ``meta["means2d"]``, ``meta["depths"]`` and ``meta["conics"]``.
 
         Raises:
-            NotImplementedError: an argument asks for what is not there yet; its name is in the text.
+            NotImplementedError: an argument asks for what is not there yet; it is named.
             ValueError, TypeError: a shape, size, dtype or device is wrong; the argument is named.
         """
         check_supported(
@@ -116,8 +116,8 @@ def make_rasterization(
             viewmats_rs=viewmats_rs,
         )
         check_arguments(
-            means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane, far_plane,
-            backgrounds, covars,
+            means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane,
+            far_plane, backgrounds, covars,
         )  # fmt: skip
         batch = means.shape[:-2]
         N, C, D = means.shape[-2], viewmats.shape[-3], colors.shape[-1]

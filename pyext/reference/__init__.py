@@ -1,1 +1,1 @@
-"""The ops in plain PyTorch: what they mean, the oracle of the tests, the eager arm of benchmarks."""
+"""The ops in plain PyTorch: what they mean, the tests' oracle, the benchmarks' eager arm."""

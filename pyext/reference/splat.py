@@ -8,6 +8,7 @@ The stages `project`, `bin` and `composite` have the signatures of the torch ops
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyext.interface.splat import TILE, make_rasterization
@@ -171,11 +172,12 @@ def _composite_tile(
     after = torch.cumprod(1 - alpha, dim=1)
     # `after` never rises, so what is kept is a prefix: exactly the sequential rule.
     kept = after > TRANSMITTANCE_MIN
-    before = torch.cat([torch.ones_like(after[:, :1]), after], dim=1)
+    before = F.pad(after, (1, 0), value=1.0)
     weights = torch.where(kept, alpha, 0) * before[:, :-1]
     transmittance = before.gather(1, kept.sum(1, keepdim=True)).squeeze(1)
-    index = torch.arange(1, alpha.shape[1] + 1)
-    last = torch.where(kept & (alpha > 0), index, 0).amax(1) - 1
+    index = torch.arange(alpha.shape[1] + 1)
+    contributes = F.pad(kept & (alpha > 0), (1, 0), value=True)
+    last = torch.where(contributes, index, 0).amax(1) - 1
     return weights @ features, transmittance, last
 
 
@@ -193,38 +195,33 @@ def composite(
     height: int,
     alpha_max: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Front-to-back compositing tile by tile: out [I, H, W, D], transmittance and last [I, H, W]."""
+    """Front to back, tile by tile: out [I, H, W, D], transmittance and last [I, H, W]."""
     images, channels = features.shape[0], features.shape[2]
     flat = [x.flatten(0, 1) for x in (means2d, conics, opacities, features)]
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
     offsets, ids = tile_offsets.tolist(), tile_ids.long()
-    rows = []
-    for band in range(images * tiles_y):
-        y0 = band % tiles_y * TILE
-        tile_rows = min(TILE, height - y0)
-        row = []
-        for x0 in range(0, width, TILE):
-            tile = band * tiles_x + x0 // TILE
-            columns = min(TILE, width - x0)
-            y = torch.arange(y0, y0 + tile_rows, dtype=means2d.dtype) + 0.5
-            x = torch.arange(x0, x0 + columns, dtype=means2d.dtype) + 0.5
-            if offsets[tile] == offsets[tile + 1]:
-                out = means2d.new_zeros(tile_rows, columns, channels + 2)
-                out[..., channels:] = means2d.new_tensor([1.0, -1.0])
-            else:
-                pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
-                members = ids[offsets[tile] : offsets[tile + 1]]
-                colour, transmittance, last = _composite_tile(
-                    pixels, *(values[members] for values in flat), alpha_max
-                )
-                last = torch.where(last >= 0, last + offsets[tile], -1).to(means2d.dtype)
-                out = torch.cat([colour, transmittance[:, None], last[:, None]], 1)
-                out = out.reshape(tile_rows, columns, channels + 2)
-            row.append(out)
-        rows.append(torch.cat(row, 1))
-    image = torch.cat(rows, 0).reshape(images, height, width, channels + 2)
-    out, transmittance, last = image.split([channels, 1, 1], -1)
+    planes: list[list[Tensor]] = []
+    for tile in range(images * tiles_y * tiles_x):
+        x0, y0 = tile % tiles_x * TILE, tile // tiles_x % tiles_y * TILE
+        x = torch.arange(x0, min(x0 + TILE, width), dtype=means2d.dtype) + 0.5
+        y = torch.arange(y0, min(y0 + TILE, height), dtype=means2d.dtype) + 0.5
+        pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
+        members = ids[offsets[tile] : offsets[tile + 1]]
+        out, transmittance, last = _composite_tile(
+            pixels, *(values[members] for values in flat), alpha_max
+        )
+        last = torch.where(last >= 0, last + offsets[tile], -1)
+        planes.append([z.reshape(len(y), len(x), -1) for z in (out, transmittance, last)])
+    out, transmittance, last = (
+        _join_tiles(plane, tiles_x).reshape(images, height, width, -1)
+        for plane in zip(*planes, strict=True)
+    )
     return out, transmittance.squeeze(-1), last.squeeze(-1).int()
+
+
+def _join_tiles(tiles: tuple[Tensor, ...], tiles_x: int) -> Tensor:
+    rows = [torch.cat(tiles[i : i + tiles_x], 1) for i in range(0, len(tiles), tiles_x)]
+    return torch.cat(rows, 0)
 
 
 rasterization = make_rasterization(project, bin, composite)
