@@ -196,7 +196,7 @@ def composite(
     alpha_max: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Front to back, tile by tile: out [I, H, W, D], transmittance and last [I, H, W]."""
-    images, channels = features.shape[0], features.shape[2]
+    images = features.shape[0]
     flat = [x.flatten(0, 1) for x in (means2d, conics, opacities, features)]
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
     offsets, ids = tile_offsets.tolist(), tile_ids.long()
