@@ -157,11 +157,11 @@ def bin(
 
 def _composite_tile(
     pixels: Tensor,
+    alpha_max: float,
     means2d: Tensor,
     conics: Tensor,
     opacities: Tensor,
     features: Tensor,
-    alpha_max: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Colours [P, D], transmittances [P] and last contributors [P] of P pixels and G Gaussians."""
     dx, dy = (means2d - pixels[:, None]).unbind(-1)
@@ -208,7 +208,7 @@ def composite(
         pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
         members = ids[offsets[tile] : offsets[tile + 1]]
         out, transmittance, last = _composite_tile(
-            pixels, *(values[members] for values in flat), alpha_max
+            pixels, alpha_max, *(values[members] for values in flat)
         )
         last = torch.where(last >= 0, last + offsets[tile], -1)
         planes.append([z.reshape(len(y), len(x), -1) for z in (out, transmittance, last)])
