@@ -18,8 +18,8 @@ HERE = Path(__file__).parent.resolve()
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        # Of its own, so that a second build compiles only what changed.
-        build = HERE / "build" / f"cmake-{sys.implementation.cache_tag}"
+        # Kept, so that a second build compiles only what changed; of its own for every torch.
+        build = HERE / "build" / f"cmake-{sys.implementation.cache_tag}-torch{torch.__version__}"
         build.mkdir(parents=True, exist_ok=True)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         configure = [

@@ -16,6 +16,7 @@ constexpr double kAlphaMin = 1.0 / 255.0;    // contributions below are skipped
 constexpr double kTransmittanceMin = 1e-4;   // a pixel ends before T would fall to this
 constexpr double kExtentMax = 3.33;          // sigmas; about sqrt(2 ln 255)
 constexpr double kFieldOfViewMargin = 0.15;  // of the image size, for the slope clamp
+constexpr double kLog2E = 1.4426950408889634;
 
 template <class S>
 struct Camera {
@@ -290,72 +291,6 @@ PYEXT_HD ProjectGrad<V> project_backward(const Camera<S>& cam, const V mean[3], 
                                                     S3[3 * i + 2] * RW[6 + j]);
   }
   return out;
-}
-
-// The region of the image where one Gaussian's alpha reaches 1/255, for the tile lists.
-template <class S>
-struct Footprint {
-  S u, v, a, b, c;
-  S level;                         // a dx^2 + 2 b dx dy + c dy^2 <= level
-  int32_t x_lo, x_hi, y_lo, y_hi;  // tiles of the bounding box, half open
-};
-
-template <class S>
-PYEXT_HD int32_t clamp_tile(S tile, int32_t count) {
-  return int32_t(vmin(vmax(tile, S(0)), S(count)));
-}
-
-template <class S>
-PYEXT_HD Footprint<S> footprint(const S mean2d[2], const S conic[3], S opacity,
-                                const int32_t radii[2], int32_t tiles_x, int32_t tiles_y, S tile) {
-  Footprint<S> f;
-  f.u = mean2d[0];
-  f.v = mean2d[1];
-  f.a = conic[0];
-  f.b = conic[1];
-  f.c = conic[2];
-  f.level = S(2) * vlog(opacity * S(1.0 / kAlphaMin));
-  const S rx = S(radii[0]), ry = S(radii[1]);
-  const bool seen = radii[0] > 0 && radii[1] > 0;
-  f.x_lo = seen ? clamp_tile((f.u - rx) / tile, tiles_x) : 0;
-  f.x_hi = seen ? clamp_tile(vceil((f.u + rx) / tile), tiles_x) : 0;
-  f.y_lo = seen ? clamp_tile((f.v - ry) / tile, tiles_y) : 0;
-  f.y_hi = seen ? clamp_tile(vceil((f.v + ry) / tile), tiles_y) : 0;
-  return f;
-}
-
-// Tiles [lo, hi) of tile row `row` that the ellipse may reach, from its exact extent in x over the
-// row's band of pixel centres. Widened by a hundredth of a pixel against rounding.
-template <class S>
-PYEXT_HD void tile_row_span(const Footprint<S>& f, int32_t row, S tile, int32_t* lo, int32_t* hi) {
-  const S slack = S(0.01);
-  const S band_lo = S(row) * tile + S(0.5) - slack - f.v;
-  const S band_hi = band_lo + tile - S(1) + S(2) * slack;
-  *lo = *hi = 0;
-  const S det = f.a * f.c - f.b * f.b;
-  if (!(det > S(0)) || !(f.level > S(0))) {  // degenerate by rounding: keep the box
-    *lo = f.x_lo;
-    *hi = f.x_hi;
-    return;
-  }
-  const S reach_y = vsqrt(f.level * f.a / det);
-  const S y_lo = vmax(band_lo, -reach_y), y_hi = vmin(band_hi, reach_y);
-  if (!(y_lo <= y_hi)) return;
-  // The outermost points in x lie at dy = -+ (b / c) reach_x; clamp them to the band.
-  const S reach_x = vsqrt(f.level * f.c / det);
-  const S tip = f.b / f.c * reach_x;
-  const S y_right = vmin(vmax(-tip, y_lo), y_hi), y_left = vmin(vmax(tip, y_lo), y_hi);
-  const S root_right = vsqrt(vmax(f.a * f.level - det * y_right * y_right, S(0)));
-  const S root_left = vsqrt(vmax(f.a * f.level - det * y_left * y_left, S(0)));
-  const S right = f.u + (root_right - f.b * y_right) / f.a + slack;
-  const S left = f.u - (root_left + f.b * y_left) / f.a - slack;
-  // Pixel centre j + 0.5 belongs to tile floor(j / tile).
-  const int32_t first = int32_t(vmin(vmax((left - S(0.5)) / tile, S(f.x_lo)), S(f.x_hi)));
-  const S end = vmin(vmax((right - S(0.5)) / tile, S(-1)), S(f.x_hi));
-  const int32_t last = end < S(0) ? 0 : int32_t(end) + 1;
-  *lo = first;
-  *hi = last < f.x_hi ? last : f.x_hi;
-  if (*hi < *lo) *hi = *lo;
 }
 
 }  // namespace pyext::splat

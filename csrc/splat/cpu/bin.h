@@ -6,8 +6,7 @@
 
 #include "core/isa_namespace.h"
 #include "core/parallel.h"
-#include "splat/kernels.h"
-#include "splat/math.h"
+#include "splat/tiles.h"
 
 namespace pyext::PYEXT_ISA {
 
@@ -68,21 +67,6 @@ void order_image(const BinArgs<T>& args, int64_t image, DepthKey* keys) {
       order[--hidden] = int32_t(base + i);
   sort_by_depth(keys, keys + n, visible, int(8 * sizeof(T)));
   for (int64_t i = 0; i < visible; ++i) order[i] = keys[i].index;
-}
-
-// Calls visit(tile) for every tile the Gaussian `id` reaches, in ascending order.
-template <class T, class Visit>
-PYEXT_HD void for_each_tile(const BinArgs<T>& args, int32_t tiles_x, int32_t tiles_y, int32_t id,
-                            Visit visit) {
-  const Footprint<T> f =
-      footprint(args.means2d + 2 * int64_t(id), args.conics + 3 * int64_t(id), args.opacities[id],
-                args.radii + 2 * int64_t(id), tiles_x, tiles_y, T(kTile));
-  const int64_t first = id / args.gaussians * int64_t(tiles_x) * tiles_y;
-  for (int32_t row = f.y_lo; row < f.y_hi; ++row) {
-    int32_t lo, hi;
-    tile_row_span(f, row, T(kTile), &lo, &hi);
-    for (int32_t x = lo; x < hi; ++x) visit(first + int64_t(row) * tiles_x + x);
-  }
 }
 
 template <class T>

@@ -20,7 +20,6 @@ using namespace pyext::splat;
 constexpr int kBlock = 64;  // one machine word of Gaussians
 static_assert(kTile == kLanes, "one vector is one tile row");
 
-constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLog2AlphaMin = -7.994353436858858;  // log2(1 / 255)
 // Rows are kept when their best pixel comes this close to the cut: rounding must not lose one.
 constexpr double kRowSlack = 1e-3;
