@@ -15,9 +15,10 @@ def pytest_configure(config):
     backend = config.getoption("--backend")
     if backend == "cpu":
         return
-    from pyext import _C
+    from pyext._load import load
     from tests.cuda.emulated import build
 
+    _C = load()
     _C.load_backend(backend, str(build(backend)))
     _C.set_isa(backend)
 

@@ -25,10 +25,20 @@ void check_shape(const at::Tensor& tensor, const char* name, at::IntArrayRef exp
   TORCH_CHECK_VALUE(false, name, ": expected shape [", wanted.str(), "], got ", tensor.sizes());
 }
 
-void check_like(const at::Tensor& tensor, const char* name, const at::Tensor& like,
-                const char* like_name) {
+void check_dtype(const at::Tensor& tensor, const char* name, at::ScalarType expected) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() == expected, name, ": expected dtype ", expected, ", got ",
+                   tensor.scalar_type());
+}
+
+void check_device(const at::Tensor& tensor, const char* name, const at::Tensor& like,
+                  const char* like_name) {
   TORCH_CHECK_VALUE(tensor.device() == like.device(), name, ": expected device ", like.device(),
                     " like ", like_name, ", got ", tensor.device());
+}
+
+void check_like(const at::Tensor& tensor, const char* name, const at::Tensor& like,
+                const char* like_name) {
+  check_device(tensor, name, like, like_name);
   TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), name, ": expected dtype ",
                    like.scalar_type(), " like ", like_name, ", got ", tensor.scalar_type());
 }

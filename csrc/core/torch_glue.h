@@ -12,6 +12,13 @@ namespace pyext {
 // Raises when the tensor's shape differs; -1 stands for any size. Messages name the argument.
 void check_shape(const at::Tensor& tensor, const char* name, at::IntArrayRef expected);
 
+// Raises when the dtype is not `expected`.
+void check_dtype(const at::Tensor& tensor, const char* name, at::ScalarType expected);
+
+// Raises when the device differs from that of `like`, called `like_name` in the message.
+void check_device(const at::Tensor& tensor, const char* name, const at::Tensor& like,
+                  const char* like_name);
+
 // Raises when dtype or device differ from those of `like`, called `like_name` in the message.
 void check_like(const at::Tensor& tensor, const char* name, const at::Tensor& like,
                 const char* like_name);

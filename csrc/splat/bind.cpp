@@ -90,6 +90,15 @@ Tensor dense(const OptionalTensor& tensor, const char* name, const Tensor& like,
   return tensor->contiguous();
 }
 
+// The same for integers: indices, lists, radii.
+Tensor dense_integers(const Tensor& tensor, const char* name, at::ScalarType type,
+                      const Tensor& like, const char* like_name, at::IntArrayRef shape) {
+  check_dtype(tensor, name, type);
+  check_device(tensor, name, like, like_name);
+  check_shape(tensor, name, shape);
+  return tensor.contiguous();
+}
+
 // The inputs of the projection, checked and contiguous.
 struct ProjectInputs {
   int64_t B, C, N;
@@ -175,8 +184,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> splat_project_backward(
     int64_t height, double eps2d, const Tensor& radii_, const Tensor& g_means2d_,
     const Tensor& g_depths_, const Tensor& g_conics_) {
   const ProjectInputs in(means, covars, quats, scales, std::nullopt, viewmats, Ks);
-  check_shape(radii_, "radii", {in.B, in.C, in.N, 2});
-  const Tensor radii = radii_.contiguous();
+  const Tensor radii =
+      dense_integers(radii_, "radii", at::kInt, means, "means", {in.B, in.C, in.N, 2});
   const Tensor g_means2d = dense(g_means2d_, "g_means2d", means, "means", {in.B, in.C, in.N, 2});
   const Tensor g_depths = dense(g_depths_, "g_depths", means, "means", {in.B, in.C, in.N});
   const Tensor g_conics = dense(g_conics_, "g_conics", means, "means", {in.B, in.C, in.N, 3});
@@ -233,10 +242,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> splat_bin(
   check_shape(means2d_, "means2d", {-1, -1, 2});
   const int64_t I = means2d_.size(0), N = means2d_.size(1);
   const Tensor means2d = means2d_.contiguous();
-  check_shape(radii_, "radii", {I, N, 2});
-  TORCH_CHECK_TYPE(radii_.scalar_type() == at::kInt, "radii: expected dtype int32, got ",
-                   radii_.scalar_type());
-  const Tensor radii = radii_.contiguous();
+  const Tensor radii = dense_integers(radii_, "radii", at::kInt, means2d, "means2d", {I, N, 2});
   const Tensor depths = dense(depths_, "depths", means2d, "means2d", {I, N});
   const Tensor conics = dense(conics_, "conics", means2d, "means2d", {I, N, 3});
   const Tensor opacities = dense(opacities_, "opacities", means2d, "means2d", {I, N});
@@ -290,10 +296,9 @@ struct CompositeInputs {
     conics = dense(conics_, "conics", means2d, "means2d", {I, N, 3});
     opacities = dense(opacities_, "opacities", means2d, "means2d", {I, N});
     features = dense(features_, "features", means2d, "means2d", {I, N, D});
-    check_shape(tile_offsets_, "tile_offsets", {tiles_of(I, width, height) + 1});
-    check_shape(tile_ids_, "tile_ids", {-1});
-    tile_offsets = tile_offsets_.contiguous();
-    tile_ids = tile_ids_.contiguous();
+    tile_offsets = dense_integers(tile_offsets_, "tile_offsets", at::kLong, means2d, "means2d",
+                                  {tiles_of(I, width, height) + 1});
+    tile_ids = dense_integers(tile_ids_, "tile_ids", at::kInt, means2d, "means2d", {-1});
   }
 
   template <class T>
@@ -351,12 +356,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> splat_composite_backward(
   const CompositeInputs in(means2d, conics, opacities, features, tile_offsets, tile_ids, width,
                            height);
   const int64_t H = in.height, W = in.width;
-  check_shape(order_, "order", {in.I * in.N});
-  check_shape(starts_, "starts", {in.I * in.N + 1});
-  check_shape(entries_of_, "entries_of", {in.tile_ids.numel()});
-  check_shape(last_, "last", {in.I, H, W});
-  const Tensor order = order_.contiguous(), starts = starts_.contiguous();
-  const Tensor entries_of = entries_of_.contiguous(), last = last_.contiguous();
+  auto integers = [&](const Tensor& tensor, const char* name, at::ScalarType type,
+                      at::IntArrayRef shape) {
+    return dense_integers(tensor, name, type, means2d, "means2d", shape);
+  };
+  const Tensor order = integers(order_, "order", at::kInt, {in.I * in.N});
+  const Tensor starts = integers(starts_, "starts", at::kLong, {in.I * in.N + 1});
+  const Tensor entries_of = integers(entries_of_, "entries_of", at::kInt, {in.tile_ids.numel()});
+  const Tensor last = integers(last_, "last", at::kInt, {in.I, H, W});
   const Tensor transmittance =
       dense(transmittance_, "transmittance", means2d, "means2d", {in.I, H, W});
   const Tensor g_out = dense(g_out_, "g_out", means2d, "means2d", {in.I, H, W, in.D});

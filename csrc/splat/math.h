@@ -190,6 +190,7 @@ PYEXT_HD Projected<V> project(const Camera<S>& cam, const V mean[3], const V cov
   const V det = p.s00 * p.s11 - p.s01 * p.s01;
   const V inverse_det = V(1) / det;
   const V level = V(2) * vlog(opacity * V(S(1.0 / kAlphaMin)));
+  const V a = p.s11 * inverse_det, b = -(p.s01 * inverse_det), c = p.s00 * inverse_det;
   const V extent = vmin(V(S(kExtentMax)), vsqrt(vmax(level, zero)));
   const V rx = vceil(extent * vsqrt(p.s00));
   const V ry = vceil(extent * vsqrt(p.s11));
@@ -200,12 +201,14 @@ PYEXT_HD Projected<V> project(const Camera<S>& cam, const V mean[3], const V cov
   keep = keep & ((rx > V(cam.radius_clip)) | (ry > V(cam.radius_clip)));
   keep =
       keep & (u + rx > zero) & (u - rx < V(cam.width)) & (v + ry > zero) & (v - ry < V(cam.height));
+  // Also culls what overflowed: infinite variances give a conic that is not a number.
+  keep = keep & (a >= zero) & (c >= zero);
   out.u = select(keep, u, zero);
   out.v = select(keep, v, zero);
   out.depth = select(keep, p.z, zero);
-  out.a = select(keep, p.s11 * inverse_det, zero);
-  out.b = select(keep, -(p.s01 * inverse_det), zero);
-  out.c = select(keep, p.s00 * inverse_det, zero);
+  out.a = select(keep, a, zero);
+  out.b = select(keep, b, zero);
+  out.c = select(keep, c, zero);
   // Radii go to 32-bit integers; a box of 2^30 pixels covers any image.
   const V widest = V(S(1 << 30));
   out.radius_x = select(keep, vmin(rx, widest), zero);

@@ -65,7 +65,8 @@ def make_rasterization(
 
         Names, order and defaults of the arguments are those of gsplat 1.5.3. ``...`` stands for
         any batch dimensions, the same for all tensors; N Gaussians, C cameras, D channels. Tensors
-        share one device and one dtype: float32, or float64 on the CPU.
+        share one device and one dtype: float32, or float64 on the CPU. Under autocast, half
+        precision is taken as float32.
 
         Args:
             means: centres in world coordinates, [..., N, 3].
@@ -126,7 +127,7 @@ def make_rasterization(
 
         triangle = None
         if covars is not None:
-            rows, columns = torch.triu_indices(3, 3).unbind()
+            rows, columns = torch.triu_indices(3, 3, device=covars.device).unbind()
             triangle = covars.reshape(B, N, 3, 3)[..., rows, columns]
         radii, means2d, depths, conics = project(
             means.reshape(B, N, 3),

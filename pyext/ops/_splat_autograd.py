@@ -1,6 +1,6 @@
 """Fake kernels and autograd formulas of the ``splat_*`` ops.
 
-Double backward raises: the backward ops have no autograd formula of their own, and say so.
+Double backward raises: the backward ops have a formula that says so.
 """
 
 from __future__ import annotations
@@ -109,9 +109,15 @@ def _composite_backward(
     return *grads, *([None] * 8)
 
 
+def _refuse(ctx: Any, *_gradients: Tensor) -> None:
+    raise NotImplementedError("rasterization: second derivatives are not supported")
+
+
 torch.library.register_autograd(
     "pyext::splat_project", _project_backward, setup_context=_project_setup
 )
 torch.library.register_autograd(
     "pyext::splat_composite", _composite_backward, setup_context=_composite_setup
 )
+for _name in ("splat_project_backward", "splat_composite_backward"):
+    torch.library.register_autograd(f"pyext::{_name}", _refuse)

@@ -10,9 +10,12 @@ import torch
 
 from pyext.interface.splat import make_rasterization
 from pyext.ops import _splat_autograd  # noqa: F401  (registers fake kernels and gradients)
+from pyext.ops._autocast import float32_under_autocast
 
 _ops = torch.ops.pyext
 
-rasterization = make_rasterization(_ops.splat_project, _ops.splat_bin, _ops.splat_composite)
+rasterization = float32_under_autocast(
+    make_rasterization(_ops.splat_project, _ops.splat_bin, _ops.splat_composite)
+)
 
 __all__ = ["rasterization"]

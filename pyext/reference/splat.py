@@ -7,6 +7,9 @@ The stages `project`, `bin` and `composite` have the signatures of the torch ops
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,7 +49,9 @@ def covariances(
     unit = torch.where(valid[..., None], quats, 1)
     axes = rotation_matrix(unit / unit.norm(dim=-1, keepdim=True))
     axes = axes * torch.where(valid[..., None], scales, 1)[..., None, :]
-    return axes @ axes.mT, valid
+    full = axes @ axes.mT
+    valid = valid & torch.isfinite(full).all((-1, -2))
+    return torch.where(valid[..., None, None], full, 0), valid
 
 
 def _jacobian(camera: Tensor, Ks: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
@@ -83,6 +88,9 @@ def project(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """EWA projection: radii [B, C, N, 2] (int32), means2d, depths and conics, 0 where culled."""
     world, valid = covariances(covars, quats, scales)
+    finite = torch.isfinite(means).all(-1)
+    # The view's gradient multiplies means even by zero, which not-a-number survives.
+    means, valid = torch.where(finite[..., None], means, 0), valid & finite
     rotations, translations = viewmats[..., :3, :3], viewmats[..., :3, 3]
     camera = torch.einsum("bcij,bnj->bcni", rotations, means) + translations[:, :, None]
     depth = camera[..., 2]
@@ -91,7 +99,10 @@ def project(
     camera = torch.where(keep[..., None], camera, 1)
     pixels, jacobian = _jacobian(camera, Ks, width, height)
     axes = jacobian @ rotations[:, :, None]
-    cov2d = axes @ world[:, None] @ axes.mT + eps2d * torch.eye(2, dtype=means.dtype)
+    cov2d = axes @ world[:, None] @ axes.mT + means.new_tensor([[eps2d, 0], [0, eps2d]])
+    # What overflows becomes singular, and is culled as such.
+    fits = torch.isfinite(cov2d).all(-1, keepdim=True).all(-2, keepdim=True)
+    cov2d = torch.where(fits, cov2d, 0)
     a, b, c = cov2d[..., 0, 0], cov2d[..., 0, 1], cov2d[..., 1, 1]
     det = a * c - b * b
     keep = keep & (det > 0)
@@ -103,12 +114,12 @@ def project(
         extent = level.sqrt().clamp(max=EXTENT_MAX)[:, None]
         keep = keep & visible[:, None]
     radii = torch.ceil(extent[..., None] * torch.stack([a, c], -1).clamp(min=0).sqrt()).detach()
-    size = torch.tensor([width, height], dtype=means.dtype)
+    size = means.new_tensor([width, height])
     on_image = (pixels + radii > 0) & (pixels - radii < size)
     keep = keep & (radii > radius_clip).any(-1) & on_image.all(-1)
 
     conics = torch.stack([c, -b, a], -1) / torch.where(keep, det, 1)[..., None]
-    zero = torch.zeros((), dtype=means.dtype)
+    zero = means.new_zeros(())
     return (
         torch.where(keep[..., None], radii.clamp(max=2**30), zero).int(),
         torch.where(keep[..., None], pixels, zero),
@@ -128,7 +139,8 @@ def bin(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Tile lists by bounding boxes, front to back; the kernels drop tiles an ellipse misses."""
     images, n = depths.shape
-    tiles = torch.tensor([-(-width // TILE), -(-height // TILE)])
+    device = depths.device
+    tiles = radii.new_tensor([-(-width // TILE), -(-height // TILE)])
     visible = (radii > 0).all(-1)
     first = ((means2d - radii) / TILE).clamp(min=0).minimum(tiles.to(means2d)).long()
     last = ((means2d + radii) / TILE).ceil().clamp(min=0).minimum(tiles.to(means2d)).long()
@@ -136,26 +148,27 @@ def bin(
 
     # Visible ones by depth, then the others; ties by index.
     depth = torch.where(visible, depths, torch.inf)
-    order = (depth.argsort(dim=1, stable=True) + n * torch.arange(images)[:, None]).flatten()
+    image = torch.arange(images, device=device)[:, None]
+    order = (depth.argsort(dim=1, stable=True) + n * image).flatten()
     box, first = box.flatten(0, 1)[order], first.flatten(0, 1)[order]
     counts = box.prod(-1)
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    rank = torch.repeat_interleave(torch.arange(images * n), counts)
-    step = torch.arange(int(starts[-1])) - starts[rank]
+    rank = torch.repeat_interleave(torch.arange(images * n, device=device), counts)
+    step = torch.arange(int(starts[-1]), device=device) - starts[rank]
     x = first[rank, 0] + step % box[rank, 0].clamp(min=1)
     y = first[rank, 1] + step // box[rank, 0].clamp(min=1)
     tile = (order[rank] // max(n, 1)) * int(tiles.prod()) + y * tiles[0] + x
 
     by_tile = tile.argsort(stable=True)
     position = torch.empty_like(by_tile)
-    position[by_tile] = torch.arange(by_tile.numel())
+    position[by_tile] = torch.arange(by_tile.numel(), device=device)
     sizes = torch.bincount(tile, minlength=images * int(tiles.prod()))
     tile_offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     ids = order[rank][by_tile]
     return tile_offsets, ids.int(), order.int(), starts, position.int()
 
 
-def _composite_tile(
+def composite_tile(
     pixels: Tensor,
     alpha_max: float,
     means2d: Tensor,
@@ -175,48 +188,54 @@ def _composite_tile(
     before = F.pad(after, (1, 0), value=1.0)
     weights = torch.where(kept, alpha, 0) * before[:, :-1]
     transmittance = before.gather(1, kept.sum(1, keepdim=True)).squeeze(1)
-    index = torch.arange(alpha.shape[1] + 1)
+    index = torch.arange(alpha.shape[1] + 1, device=alpha.device)
     contributes = F.pad(kept & (alpha > 0), (1, 0), value=True)
     last = torch.where(contributes, index, 0).amax(1) - 1
     return weights @ features, transmittance, last
 
 
-def composite(
-    means2d: Tensor,
-    conics: Tensor,
-    opacities: Tensor,
-    features: Tensor,
-    tile_offsets: Tensor,
-    tile_ids: Tensor,
-    order: Tensor,
-    starts: Tensor,
-    entries_of: Tensor,
-    width: int,
-    height: int,
-    alpha_max: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Front to back, tile by tile: out [I, H, W, D], transmittance and last [I, H, W]."""
-    images = features.shape[0]
-    flat = [x.flatten(0, 1) for x in (means2d, conics, opacities, features)]
-    tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
-    offsets, ids = tile_offsets.tolist(), tile_ids.long()
-    planes: list[list[Tensor]] = []
-    for tile in range(images * tiles_y * tiles_x):
-        x0, y0 = tile % tiles_x * TILE, tile // tiles_x % tiles_y * TILE
-        x = torch.arange(x0, min(x0 + TILE, width), dtype=means2d.dtype) + 0.5
-        y = torch.arange(y0, min(y0 + TILE, height), dtype=means2d.dtype) + 0.5
-        pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
-        members = ids[offsets[tile] : offsets[tile + 1]]
-        out, transmittance, last = _composite_tile(
-            pixels, alpha_max, *(values[members] for values in flat)
+def make_composite(tile_compositor: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+    """The stage `composite` around `composite_tile` or a compiled version of it."""
+
+    def composite(
+        means2d: Tensor,
+        conics: Tensor,
+        opacities: Tensor,
+        features: Tensor,
+        tile_offsets: Tensor,
+        tile_ids: Tensor,
+        order: Tensor,
+        starts: Tensor,
+        entries_of: Tensor,
+        width: int,
+        height: int,
+        alpha_max: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Front to back, tile by tile: out [I, H, W, D], transmittance and last [I, H, W]."""
+        images = features.shape[0]
+        flat = [x.flatten(0, 1) for x in (means2d, conics, opacities, features)]
+        tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
+        offsets, ids = tile_offsets.tolist(), tile_ids.long()
+        like: dict[str, Any] = {"dtype": means2d.dtype, "device": means2d.device}
+        planes: list[list[Tensor]] = []
+        for tile in range(images * tiles_y * tiles_x):
+            x0, y0 = tile % tiles_x * TILE, tile // tiles_x % tiles_y * TILE
+            x = torch.arange(x0, min(x0 + TILE, width), **like) + 0.5
+            y = torch.arange(y0, min(y0 + TILE, height), **like) + 0.5
+            pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
+            members = ids[offsets[tile] : offsets[tile + 1]]
+            out, transmittance, last = tile_compositor(
+                pixels, alpha_max, *(values[members] for values in flat)
+            )
+            last = torch.where(last >= 0, last + offsets[tile], -1)
+            planes.append([z.reshape(len(y), len(x), -1) for z in (out, transmittance, last)])
+        out, transmittance, last = (
+            _join_tiles(plane, tiles_x).reshape(images, height, width, -1)
+            for plane in zip(*planes, strict=True)
         )
-        last = torch.where(last >= 0, last + offsets[tile], -1)
-        planes.append([z.reshape(len(y), len(x), -1) for z in (out, transmittance, last)])
-    out, transmittance, last = (
-        _join_tiles(plane, tiles_x).reshape(images, height, width, -1)
-        for plane in zip(*planes, strict=True)
-    )
-    return out, transmittance.squeeze(-1), last.squeeze(-1).int()
+        return out, transmittance.squeeze(-1), last.squeeze(-1).int()
+
+    return composite
 
 
 def _join_tiles(tiles: tuple[Tensor, ...], tiles_x: int) -> Tensor:
@@ -224,4 +243,5 @@ def _join_tiles(tiles: tuple[Tensor, ...], tiles_x: int) -> Tensor:
     return torch.cat(rows, 0)
 
 
+composite = make_composite(composite_tile)
 rasterization = make_rasterization(project, bin, composite)

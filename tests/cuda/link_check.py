@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / "build" / "cuda-link-check"
 PYTHON = VENV / "bin" / "python"
 # `===` asks for the build without a local version: on the package index that is the CUDA one.
-PACKAGES = ["torch===2.13.0", "numpy", "setuptools>=77", "wheel", "cmake", "ninja", "pybind11"]
+TORCH = "torch===2.13.0"
 
 SMOKE = """
 import torch, pyext.runtime
@@ -42,7 +42,9 @@ def main() -> None:
     if not PYTHON.exists():
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, *PACKAGES], check=True)
+    subprocess.run([*pip, "--upgrade", "pip"], check=True)
+    subprocess.run([*pip, TORCH, "numpy"], check=True)
+    subprocess.run([*pip, "--group", "build"], check=True, cwd=ROOT)
     # A build made elsewhere is not reused: this must compile and link now.
     environment = dict(os.environ, PYEXT_CUDA="on", PATH=f"{VENV / 'bin'}:{os.environ['PATH']}")
     install = [*pip, "--no-build-isolation", "--no-deps", "--force-reinstall", str(ROOT)]

@@ -83,11 +83,12 @@ void project(const ProjectArgs<T>& args, const Context&) {
   });
 }
 
-// Adds one camera's share for sixteen Gaussians; pose [12] collects R and t over the chunk.
+// Adds one camera's share for sixteen Gaussians; pose [12] collects R and t over the chunk. Returns
+// which of them the camera sees.
 template <class T>
-void project_backward_group(const ProjectBackwardArgs<T>& args, const Camera<T>& cam,
-                            const Group<T>& g, int64_t at, int count, Lanes<T> g_mean[3],
-                            Lanes<T> g_cov[6], Lanes<T> pose[12]) {
+Mask<T> project_backward_group(const ProjectBackwardArgs<T>& args, const Camera<T>& cam,
+                               const Group<T>& g, int64_t at, int count, Lanes<T> g_mean[3],
+                               Lanes<T> g_cov[6], Lanes<T> pose[12]) {
   using V = Lanes<T>;
   T seen[kLanes];
   bool any = false;
@@ -96,7 +97,7 @@ void project_backward_group(const ProjectBackwardArgs<T>& args, const Camera<T>&
     seen[i] = T(visible);
     any |= visible;
   }
-  if (!any) return;
+  if (!any) return Mask<T>::none();
   const auto mask = V::load(seen) > V(T(0));
   const ProjectGrad<V> grad = splat::project_backward(
       cam, g.mean, g.cov, load_strided(args.g_means2d + 2 * at, 2, count),
@@ -109,11 +110,12 @@ void project_backward_group(const ProjectBackwardArgs<T>& args, const Camera<T>&
   for (int i = 0; i < 6; ++i) g_cov[i] = g_cov[i] + select(mask, grad.cov[i], zero);
   for (int i = 0; i < 9; ++i) pose[i] = pose[i] + select(mask, grad.R[i], zero);
   for (int i = 0; i < 3; ++i) pose[9 + i] = pose[9 + i] + select(mask, grad.t[i], zero);
+  return mask;
 }
 
 template <class T>
 void store_shape_gradient(const ProjectBackwardArgs<T>& args, const Group<T>& g, int64_t index,
-                          int count, const Lanes<T> g_cov[6]) {
+                          int count, const Lanes<T> g_cov[6], Mask<T> visible) {
   using V = Lanes<T>;
   if (args.forward.covars) {
     for (int i = 0; i < 6; ++i) store_strided(g_cov[i], args.g_covars + 6 * index + i, 6, count);
@@ -121,14 +123,11 @@ void store_shape_gradient(const ProjectBackwardArgs<T>& args, const Group<T>& g,
   }
   V g_quat[4], g_scale[3];
   covariance_backward(g.quat, g.scale, g_cov, g_quat, g_scale);
-  // A zero quaternion was culled: its gradient is zero, not 0 / 0.
-  const V norm =
-      g.quat[0] * g.quat[0] + g.quat[1] * g.quat[1] + g.quat[2] * g.quat[2] + g.quat[3] * g.quat[3];
-  const auto valid = norm > V(T(0));
+  // A Gaussian that no camera sees has gradient zero, even where its shape is not a number.
   for (int i = 0; i < 4; ++i)
-    store_strided(select(valid, g_quat[i], V(T(0))), args.g_quats + 4 * index + i, 4, count);
+    store_strided(select(visible, g_quat[i], V(T(0))), args.g_quats + 4 * index + i, 4, count);
   for (int i = 0; i < 3; ++i)
-    store_strided(select(valid, g_scale[i], V(T(0))), args.g_scales + 3 * index + i, 3, count);
+    store_strided(select(visible, g_scale[i], V(T(0))), args.g_scales + 3 * index + i, 3, count);
 }
 
 // All cameras for one chunk of Gaussians. poses [C, 12] receives the chunk's sums.
@@ -145,16 +144,18 @@ void project_backward_chunk(const ProjectBackwardArgs<T>& args, int64_t batch, i
     V g_mean[3], g_cov[6];
     for (V& x : g_mean) x = V(T(0));
     for (V& x : g_cov) x = V(T(0));
+    Mask<T> visible = Mask<T>::none();
     for (int64_t c = 0; c < f.cameras; ++c) {
       const int64_t image = batch * f.cameras + c;
       V pose[12];
       for (V& x : pose) x = V(T(0));
-      project_backward_group(args, camera_of(f, image), g, image * f.gaussians + n, count, g_mean,
-                             g_cov, pose);
+      visible =
+          visible | project_backward_group(args, camera_of(f, image), g, image * f.gaussians + n,
+                                           count, g_mean, g_cov, pose);
       for (int i = 0; i < 12; ++i) poses[12 * c + i] += pose[i].sum();
     }
     for (int i = 0; i < 3; ++i) store_strided(g_mean[i], args.g_means + 3 * index + i, 3, count);
-    store_shape_gradient(args, g, index, count, g_cov);
+    store_shape_gradient(args, g, index, count, g_cov, visible);
   }
 }
 

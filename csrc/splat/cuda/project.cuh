@@ -55,19 +55,17 @@ inline void project(const ProjectArgs<float>& args, const Context& context) {
 }
 
 __device__ inline void store_shape_gradient(const ProjectBackwardArgs<float>& args,
-                                            const Gaussian& g, int64_t index,
-                                            const float g_cov[6]) {
+                                            const Gaussian& g, int64_t index, const float g_cov[6],
+                                            bool visible) {
   if (args.forward.covars) {
     for (int i = 0; i < 6; ++i) args.g_covars[6 * index + i] = g_cov[i];
     return;
   }
   float g_quat[4], g_scale[3];
   covariance_backward(g.quat, g.scale, g_cov, g_quat, g_scale);
-  // A zero quaternion was culled: its gradient is zero, not 0 / 0.
-  const bool valid =
-      g.quat[0] != 0.0f || g.quat[1] != 0.0f || g.quat[2] != 0.0f || g.quat[3] != 0.0f;
-  for (int i = 0; i < 4; ++i) args.g_quats[4 * index + i] = valid ? g_quat[i] : 0.0f;
-  for (int i = 0; i < 3; ++i) args.g_scales[3 * index + i] = valid ? g_scale[i] : 0.0f;
+  // A Gaussian that no camera sees has gradient zero, even where its shape is not a number.
+  for (int i = 0; i < 4; ++i) args.g_quats[4 * index + i] = visible ? g_quat[i] : 0.0f;
+  for (int i = 0; i < 3; ++i) args.g_scales[3 * index + i] = visible ? g_scale[i] : 0.0f;
 }
 
 // One block is one chunk of a batch's Gaussians; poses [B, chunks, C, 12] receives the chunk's sums
@@ -81,10 +79,12 @@ __global__ void __launch_bounds__(kProjectThreads)
   const int64_t index = batch * f.gaussians + (present ? n : 0);
   const Gaussian g(f, index);
   float g_mean[3] = {}, g_cov[6] = {};
+  bool visible = false;
   for (int64_t c = 0; c < f.cameras; ++c) {
     const int64_t image = batch * f.cameras + c, at = image * f.gaussians + n;
     float pose[12] = {};
     if (present && f.radii[2 * at] > 0) {
+      visible = true;
       const ProjectGrad<float> grad = splat::project_backward(
           camera_of(f, image), g.mean, g.cov, args.g_means2d[2 * at], args.g_means2d[2 * at + 1],
           args.g_depths[at], args.g_conics[3 * at], args.g_conics[3 * at + 1],
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kProjectThreads)
   }
   if (!present) return;
   for (int i = 0; i < 3; ++i) args.g_means[3 * index + i] = g_mean[i];
-  store_shape_gradient(args, g, index, g_cov);
+  store_shape_gradient(args, g, index, g_cov, visible);
 }
 
 // Adds the chunks of one image's pose gradient; one block an image.

@@ -1,0 +1,234 @@
+"""`rasterization` against the reference in float64: image, alpha and every gradient.
+
+Where tolerances come from: a projected centre carries a few float32 roundings of a number below
+100, up to 1e-5 pixels, and moves alpha by at most its steepest slope, about 1 a pixel: 1e-5 at
+worst and well below 1e-6 on average. A gradient adds up to a thousand such terms of both signs,
+and quaternions take differences of sums: 5e-5 of the largest. Float64 has 1e-12 of everything.
+Pixels on a threshold may fall on the other side, by one contribution: 1/255 at most, or, where a
+pixel ends, 1e-4 alpha / (1 - alpha). They get no weight in the loss and a bound of their own.
+"""
+
+import pytest
+import torch
+
+from pyext.ops.splat import rasterization
+from pyext.reference import splat as reference
+from tests.ops.splat_scenes import cast, near_cuts, random_scene, random_weights, run
+
+ops = torch.ops.pyext
+small = pytest.mark.numerics_small
+
+
+def check_agreement(scene, masked=0.02, flip=5e-3):
+    exact = run(reference.rasterization, cast(scene, torch.float64))
+    ours = run(rasterization, scene)
+    single = scene["means"].dtype == torch.float32
+    error = (ours.values() - exact.values()).abs()
+    assert ours.values().shape == exact.values().shape and ours.alphas.dtype == scene["means"].dtype
+    clear = ~near_cuts(exact.meta)
+    assert (exact.meta["radii"] > 0).any() and clear.double().mean() >= 1 - masked
+    assert error.max() <= flip
+    assert error[clear].max() <= (1e-5 if single else 1e-12)
+    assert error[clear].mean() <= (1e-6 if single else 1e-12)
+
+    weights = random_weights(exact.values()) * clear[..., None]
+    expected, actual = exact.gradients(weights), ours.gradients(weights)
+    bound = 5e-5 if single else 1e-12
+    for name, want in expected.items():
+        got = actual[name].double()
+        assert got.shape == want.shape, name
+        assert (got - want).norm() <= bound * want.norm(), name
+        assert (got - want).abs().max() <= bound * want.abs().max(), name
+
+
+both_dtypes = pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, marks=small, id="float32"),
+        pytest.param(torch.float64, id="float64"),
+    ],
+)
+
+SIZES = [(1, 1), (17, 23), (48, 33), (16, 32)]
+
+
+@both_dtypes
+@pytest.mark.parametrize("width, height", SIZES)
+@pytest.mark.parametrize("n", [1, 7, 64])
+def test_sizes(n, width, height, dtype):
+    check_agreement(random_scene(n, width, height, dtype=dtype, seed=n + 12))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_gaussians(dtype):
+    check_agreement(random_scene(300, 64, 48, dtype=dtype), masked=0.05)
+
+
+@both_dtypes
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 32, 100])
+def test_channels(channels, dtype):
+    check_agreement(random_scene(20, 23, 17, channels=channels, dtype=dtype))
+
+
+@both_dtypes
+@pytest.mark.parametrize("batch, cameras", [((), 2), ((2,), 1), ((1, 2), 3), ((2,), 2)])
+@pytest.mark.parametrize("per_camera", [False, True])
+def test_batches_and_cameras(batch, cameras, per_camera, dtype):
+    check_agreement(
+        random_scene(
+            9, 20, 18, batch=batch, cameras=cameras, per_camera=per_camera, dtype=dtype, seed=3
+        )
+    )
+
+
+@both_dtypes
+@pytest.mark.parametrize("batch, cameras", [((), 1), ((2,), 2)])
+def test_covars(batch, cameras, dtype):
+    check_agreement(
+        random_scene(20, 23, 17, batch=batch, cameras=cameras, covars=True, dtype=dtype)
+    )
+
+
+@both_dtypes
+def test_no_backgrounds(dtype):
+    check_agreement(random_scene(20, 23, 17, backgrounds=False, dtype=dtype))
+
+
+@small
+def test_other_planes_clip_and_blur():
+    scene = random_scene(40, 32, 32, size=(0.01, 0.2), seed=5)
+    options = {"near_plane": 2.0, "far_plane": 3.5, "radius_clip": 4.0, "eps2d": 0.1}
+    _, plain, _ = rasterization(**scene)
+    _, alphas, _ = rasterization(**scene, **options)
+    assert (plain - alphas).abs().max() > 0.1  # the options do something
+    check_agreement(scene | options)
+
+
+@both_dtypes
+def test_opaque_gaussians_end_pixels_early(dtype):
+    scene = random_scene(64, 32, 32, opacity=(0.9, 1.0), size=(0.3, 0.6), dtype=dtype, seed=2)
+    scene["opacities"][::3] = 1
+    _, alphas, _ = rasterization(**scene)
+    assert ((1 - alphas) < 2e-4).double().mean() > 0.3
+    check_agreement(scene, masked=0.1, flip=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("opacity, ends", [((0.004, 0.01), 0), ((0.015, 0.07), 0.8)])
+def test_lists_of_many_segments(opacity, ends, dtype):
+    """Two thousand Gaussians a tile; in the second case most pixels end on the way."""
+    scene = random_scene(2200, 18, 16, opacity=opacity, size=(0.3, 0.6), dtype=dtype, seed=4)
+    _, alphas, _ = rasterization(**scene)
+    assert ((1 - alphas) < 1.2e-4).double().mean() >= ends
+    check_agreement(scene, masked=0.2)
+
+
+@small
+def test_meta_agrees_and_carries_gradients():
+    scene = random_scene(30, 33, 20, batch=(2,), cameras=2)
+    exact = run(reference.rasterization, cast(scene, torch.float64))
+    ours = run(rasterization, scene)
+    assert ours.meta.keys() == exact.meta.keys()
+    for name in ("n_batches", "n_cameras", "tile_width", "tile_height", "tile_size", "width"):
+        assert ours.meta[name] == exact.meta[name]
+    assert not ours.meta["radii"].requires_grad and not ours.meta["flatten_ids"].requires_grad
+    # Rounding may lift a radius over the next whole number.
+    assert (ours.meta["radii"] - exact.meta["radii"]).abs().max() <= 1
+    for name in ("means2d", "depths", "conics", "opacities"):
+        # Far outside the image coordinates grow, and their roundings with them.
+        torch.testing.assert_close(
+            ours.meta[name].double(), exact.meta[name], atol=2e-5, rtol=2e-5, msg=name
+        )
+
+    def gradients(rendered):
+        names = ("means", "quats", "scales", "viewmats")
+        loss = sum(
+            (rendered.meta[name] * random_weights(rendered.meta[name]).to(rendered.colors)).sum()
+            for name in ("means2d", "depths", "conics")
+        )
+        return torch.autograd.grad(loss, [rendered.leaves[name] for name in names])
+
+    for got, want in zip(gradients(ours), gradients(exact), strict=True):
+        assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+def projected(scene):
+    """The arguments of `splat_bin` for one scene without batch."""
+    _, _, meta = reference.rasterization(**scene)
+    return [meta[k] for k in ("means2d", "radii", "depths", "conics", "opacities")] + [
+        scene["width"], scene["height"]
+    ]  # fmt: skip
+
+
+@small
+def test_tile_lists_are_the_boxes_less_what_an_ellipse_misses():
+    arguments = projected(random_scene(60, 48, 40, cameras=2, size=(0.01, 0.5), seed=6))
+    offsets, ids, order, starts, positions = ops.splat_bin(*arguments)
+    boxes = reference.bin(*arguments)
+    assert torch.equal(order, boxes[2])
+    assert len(ids) < len(boxes[1])
+    for tile in range(len(offsets) - 1):
+        kept = ids[offsets[tile] : offsets[tile + 1]]
+        candidates = boxes[1][boxes[0][tile] : boxes[0][tile + 1]]
+        assert torch.equal(candidates[torch.isin(candidates, kept)], kept)
+    # The two listings, by tile and by Gaussian, are of the same entries.
+    owners = torch.repeat_interleave(order, starts.diff())
+    assert torch.equal(ids[positions.long()], owners)
+    assert torch.equal(positions.sort().values, torch.arange(len(ids), dtype=torch.int32))
+    for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        assert (positions[first:last].diff() > 0).all()
+
+
+@small
+def test_last_contributor():
+    scene = random_scene(40, 33, 20, opacity=(0.5, 0.95), seed=7)
+    means2d, radii, depths, conics, opacities, *size = projected(scene)
+    lists = ops.splat_bin(means2d, radii, depths, conics, opacities, *size)
+    arguments = [scene["colors"][None], *lists, *size, 0.999]
+    _, _, last = ops.splat_composite(means2d, conics, opacities, *arguments)
+    _, _, expected = reference.composite(means2d, conics, opacities, *arguments)
+    clear = ~near_cuts(reference.rasterization(**cast(scene, torch.float64))[2])
+    assert last.dtype == torch.int32
+    assert len(expected.unique()) > 20 and (expected == -1).any()
+    assert torch.equal(last[clear], expected[clear])
+
+
+def with_gaps(x):
+    """The same numbers, every other element of a buffer full of not-a-number."""
+    return torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
+
+
+def transposed(x):
+    return x.mT.contiguous().mT if x.dim() > 1 else x
+
+
+@small
+@pytest.mark.parametrize("stride", [with_gaps, transposed])
+@pytest.mark.parametrize("covars", [False, True])
+def test_strides_do_not_matter(stride, covars):
+    scene = random_scene(12, 20, 17, batch=(2,), cameras=2, covars=covars)
+    other = {k: stride(v) if isinstance(v, torch.Tensor) else v for k, v in scene.items()}
+    assert not other["colors"].is_contiguous()
+    plain, strided = run(rasterization, scene), run(rasterization, other)
+    assert torch.equal(plain.values(), strided.values())
+    weights = random_weights(plain.values())
+    expected, actual = plain.gradients(weights), strided.gradients(stride(weights))
+    # torch itself sums the gradient of the backgrounds, in an order that follows the strides.
+    torch.testing.assert_close(actual.pop("backgrounds"), expected.pop("backgrounds"))
+    for name, want in expected.items():
+        assert torch.equal(actual[name], want), name
+
+
+@small
+def test_expanded_inputs_and_upstream_gradients():
+    scene = random_scene(12, 20, 17, cameras=2)
+    scene["colors"] = scene["colors"][:1].expand(12, 3)
+    scene["viewmats"] = scene["viewmats"][:1].expand(2, 4, 4)
+    plain = run(rasterization, {**scene, "colors": scene["colors"].contiguous()})
+    expanded = run(rasterization, scene)
+    assert torch.equal(plain.values(), expanded.values())
+    for name, want in plain.gradients(torch.ones_like(plain.values())).items():
+        leaf = expanded.leaves[name]
+        # The gradient of a sum comes in as one number, expanded.
+        (got,) = torch.autograd.grad(expanded.values().sum(), leaf, retain_graph=True)
+        assert torch.equal(got, want), name
