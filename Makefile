@@ -7,7 +7,9 @@ TORCH  ?= torch==2.13.0
 # The interpreter of the environment may be called from a shell that has another on its PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint format bench cuda-check cuda-link-check gpu wheel clean build
+CXX_SOURCES = git ls-files -co --exclude-standard 'csrc/*' 'tests/cuda/*' | grep -E '\.(h|cpp|cu|cuh)$$'
+
+.PHONY: build demo test lint format bench cuda-check cuda-link-check gpu wheel clean
 
 build: .make/build
 
@@ -17,22 +19,33 @@ demo: .make/build
 test: .make/build
 	python -m pytest
 
-lint: .make/tools
+lint: .make/build
 	ruff check .
 	ruff format --check .
-	git ls-files -co --exclude-standard 'csrc/*' 'tests/cuda/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs clang-format --dry-run --Werror
+	$(CXX_SOURCES) | xargs clang-format --dry-run --Werror
 	mypy
 
 format: .make/tools
 	ruff format .
 	ruff check --fix .
-	git ls-files -co --exclude-standard 'csrc/*' 'tests/cuda/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs clang-format -i
+	$(CXX_SOURCES) | xargs clang-format -i
 
 bench: .make/build
-	pyext bench splat
+	pyext bench -o out/bench
 
+# The CUDA sources through nvcc, where there is one: warnings, registers, spills. No GPU needed.
 cuda-check: .make/tools
 	python tests/cuda/compile_check.py
+
+# The whole extension against a CUDA build of torch (gigabytes from the package index). No GPU
+# needed.
+cuda-link-check: .make/tools
+	python tests/cuda/link_check.py
+
+# On a machine with a GPU. Uses PYTHON and its torch as they are and installs nothing else there.
+gpu:
+	PYEXT_CUDA=on $(PYTHON) -m pip install --no-index --no-deps --no-build-isolation -e .
+	$(PYTHON) tests/cuda/gpu_run.py
 
 wheel: .make/tools
 	python -m build --no-isolation --wheel
@@ -46,9 +59,9 @@ clean:
 	$(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --upgrade pip
 	python -m pip install --quiet '$(TORCH)' numpy
-	python -m pip install --quiet setuptools wheel build cmake ninja pybind11 pytest hypothesis ruff mypy clang-format==23.1.3
+	python -m pip install --quiet --group dev
 	mkdir -p .make && touch $@
 
-.make/build: .make/tools setup.py CMakeLists.txt $(shell find csrc cmake -type f)
-	python -m pip install --quiet --no-build-isolation -e '.[dev]'
+.make/build: .make/tools plugins/pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -type f)
+	python -m pip install --quiet --no-build-isolation -e '.[bench]' -e 'plugins[all]'
 	touch $@

@@ -16,7 +16,7 @@ Value = str | int | float | bool | None
 class Claim:
     """A statement ``measured >= wanted`` or ``measured <= wanted``.
 
-    ``measured`` is None where nothing was measured; the claim is then open, neither held nor failed.
+    ``measured`` is None where nothing was measured: the claim is then open, ``held`` is None.
     """
 
     text: str

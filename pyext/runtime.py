@@ -49,3 +49,8 @@ def build_info() -> dict[str, str]:
 def fma_peak(seconds: float = 0.2) -> float:
     """Floating-point operations per second of all intra-op threads in fused multiply-adds."""
     return _C.fma_peak(seconds)
+
+
+def running_threads() -> int:
+    """How many operating-system threads really run a parallel loop of the kernels now."""
+    return _C.running_threads()

@@ -1,0 +1,1 @@
+"""Measurements of the op families: one module per family, one harness. Lives in the checkout."""

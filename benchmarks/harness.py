@@ -1,0 +1,164 @@
+"""What a benchmark family is made of: cases, arms, claims, and the rows a run leaves.
+
+A family is a module ``benchmarks/<family>.py`` with an object ``FAMILY``; adding an arm to it is
+one function::
+
+    @FAMILY.arm("name in the table")
+    def mine(case: Case) -> Run:
+        ...
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+import benchmarks
+import pyext.ops
+from pyext.report import Claim
+
+Outputs = Sequence[Tensor]
+Run = Callable[[], Outputs]
+
+
+class Unavailable(Exception):
+    """An arm cannot take part; the message is the reason, which the table and the JSON show."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one run has to do at least: floating-point operations, and bytes to and from memory."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure: a stage of the computation on an input."""
+
+    input: str
+    stage: str
+    work: Work
+    data: Any
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine can do, measured in turn with the arms: bytes/s copied, flops/s of FMAs."""
+
+    bandwidth: float
+    fma_peak: float
+
+    def bound_by(self, work: Work) -> tuple[float, str]:
+        """The shortest time for ``work`` in seconds, and which limit sets it."""
+        return max((work.flops / self.fma_peak, "FMA"), (work.bytes / self.bandwidth, "copy"))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per run: the median, the quartiles around it, and how many runs they stand on."""
+
+    median: float
+    lower: float
+    upper: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of an arm in a case: timed, skipped for a reason, or wrong and so not timed.
+
+    ``max_difference`` is the largest difference from the reference in any element of any output,
+    over the largest element of that output; ``relative_error`` is the same of Euclidean norms, and
+    the one that decides, because thresholds flip a few elements between any two implementations.
+    """
+
+    input: str
+    stage: str
+    arm: str
+    threads: int | None
+    work: Work
+    skipped: str | None = None
+    wrong: bool = False
+    max_difference: float | None = None
+    relative_error: float | None = None
+    timing: Timing | None = None
+    limits: Limits | None = None
+    times_eager: float | None = None
+
+    @property
+    def limit(self) -> str | None:
+        """The limit of the machine that binds this row."""
+        return self.limits.bound_by(self.work)[1] if self.limits else None
+
+    @property
+    def share_of_limit(self) -> float | None:
+        """The time that limit allows, over the time taken."""
+        if self.limits is None or self.timing is None:
+            return None
+        return self.limits.bound_by(self.work)[0] / self.timing.median
+
+
+@dataclass
+class Family:
+    """The cases, arms and claims of one op family.
+
+    Args:
+        name: the op family's.
+        baseline: the arm that counts as eager in "times eager".
+        seconds: for the timing of all cases together, unless the caller says otherwise.
+        tolerance: on the relative error of an arm against ``expected``.
+        cases: gives the cases.
+        expected: gives the reference's outputs for a case.
+        claims: gives the claims, from the rows.
+    """
+
+    name: str
+    baseline: str
+    seconds: float
+    tolerance: float
+    cases: Callable[[], Iterator[Case]]
+    expected: Callable[[Case], Outputs]
+    claims: Callable[[Sequence[Row]], list[Claim]]
+    arms: dict[str, Callable[[Case], Run]] = field(default_factory=dict)
+
+    def arm(self, name: str) -> Callable[[Callable[[Case], Run]], Callable[[Case], Run]]:
+        """Register a function that prepares a case and returns what is to be timed.
+
+        The function raises `Unavailable` where the arm cannot take part.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+
+        def register(build: Callable[[Case], Run]) -> Callable[[Case], Run]:
+            if name in self.arms:
+                raise ValueError(f"family {self.name!r} already has an arm {name!r}")
+            self.arms[name] = build
+            return build
+
+        return register
+
+
+def families() -> list[str]:
+    """Names of the op families that have benchmarks."""
+    modules = {module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
+    ops = {module.name for module in pkgutil.iter_modules(pyext.ops.__path__)}
+    return sorted(modules & ops)
+
+
+def load_family(name: str) -> Family:
+    """The family ``name``.
+
+    Raises:
+        ValueError: there are no benchmarks of that name.
+    """
+    if name not in families():
+        raise ValueError(f"no benchmarks for family {name!r}; there are: {', '.join(families())}")
+    return importlib.import_module(f"benchmarks.{name}").FAMILY

@@ -1,0 +1,3 @@
+from pyext.cli import main
+
+main()

@@ -1,0 +1,41 @@
+"""What an installed distribution still needs, from its own metadata."""
+
+from __future__ import annotations
+
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+
+
+def missing_requirements(owner: Distribution, extra: str) -> list[str]:
+    """Requirements of ``owner[extra]`` that are not installed, or in another version.
+
+    An extra of a requirement (``pyext-kernels[cli]``) is followed.
+    """
+    # Part of the extra `cli`: the registry itself needs nothing beyond the standard library.
+    from packaging.requirements import Requirement
+
+    missing: list[str] = []
+    seen: set[tuple[str, str]] = set()
+    waiting = [(owner, extra)]
+    while waiting:
+        current, current_extra = waiting.pop(0)
+        if (current.name, current_extra) in seen:
+            continue
+        seen.add((current.name, current_extra))
+        for line in current.requires or []:
+            requirement = Requirement(line)
+            if requirement.marker and not requirement.marker.evaluate({"extra": current_extra}):
+                continue
+            try:
+                found = distribution(requirement.name)
+            except PackageNotFoundError:
+                missing.append(_shown(requirement.name, str(requirement.specifier)))
+                continue
+            if not requirement.specifier.contains(found.version, prereleases=True):
+                shown = _shown(requirement.name, str(requirement.specifier))
+                missing.append(f"{shown} (there is {found.version})")
+            waiting += [(found, name) for name in sorted(requirement.extras)]
+    return missing
+
+
+def _shown(name: str, specifier: str) -> str:
+    return name + specifier
