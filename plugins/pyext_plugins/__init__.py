@@ -1,0 +1,1 @@
+"""Research methods on top of pyext's ops, one package each."""

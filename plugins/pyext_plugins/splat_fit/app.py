@@ -1,0 +1,85 @@
+"""The command line of `splat-fit`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pyext.errors import UserError
+from pyext.show import show_rows
+from pyext_plugins.splat_fit import checkpoint
+from pyext_plugins.splat_fit.fitting import Fit, Settings, run
+from pyext_plugins.splat_fit.outputs import write_outputs
+from pyext_plugins.splat_fit.picture import load_picture
+from pyext_plugins.splat_fit.progress import interruptible, progress_bar
+
+CHECKPOINT_SECONDS = 5.0  # between checkpoints: what a kill costs at most
+INTERRUPTED = 130  # the exit code of a program ended by Ctrl-C
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def commands() -> None:
+    """Fit a picture with Gaussians; write a scene that splat viewers open."""
+
+
+@app.command()
+def fit(
+    image: Annotated[Path, typer.Argument(help="Any picture file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
+    gaussians: Annotated[int, typer.Option(help="How many.")] = Settings.gaussians,
+    steps: Annotated[int, typer.Option(help="Of the optimizer.")] = Settings.steps,
+    seed: Annotated[int, typer.Option(help="Of the starting places.")] = Settings.seed,
+) -> None:
+    """Fit IMAGE and write target.png, fit.png, strip.png, gaussians.png, splats.ply, report.json.
+
+    Run the same command again to go on after Ctrl-C or a crash: the result is the same.
+    """
+    settings = Settings(gaussians=gaussians, steps=steps, seed=seed)
+    state = Fit(load_picture(image), settings)
+    prepare_folder(output)
+    if checkpoint.resume(state, output):
+        print(f"resuming at step {state.step} of {steps}", file=sys.stderr)
+    with interruptible() as stopped, progress_bar(state) as show:
+        run(state, saving_now_and_then(state, output, show), stopped)
+    checkpoint.save(state, output)
+    report = write_outputs(state, output)
+    report.save(output / "report.json")
+    show_rows(report.rows, title=report.title)
+    print(f"{output}: PSNR {report.facts['psnr']:.2f} dB after {state.step} steps")
+    if not state.done:
+        print(f"interrupted at step {state.step}; the same command goes on", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+
+
+def saving_now_and_then(
+    state: Fit, folder: Path, show: Callable[[float], None]
+) -> Callable[[float], None]:
+    """What to do after a step: show it, and write a checkpoint every few seconds."""
+    saved = time.monotonic()
+
+    def after_step(psnr: float) -> None:
+        nonlocal saved
+        show(psnr)
+        if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+            checkpoint.save(state, folder)
+            saved = time.monotonic()
+
+    return after_step
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder, or say at once why results could not be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: cannot make {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output: {folder} is not writable")

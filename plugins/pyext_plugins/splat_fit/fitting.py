@@ -1,0 +1,124 @@
+"""The optimisation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyext.errors import UserError
+from pyext_plugins.splat_fit.picture import psnr, to_bytes
+from pyext_plugins.splat_fit.scene import Camera, Parameters, render, start
+
+# Adam's step sizes: pixels for the means, the parameters' own units otherwise.
+STEP_SIZES = {
+    "means": 1.4,
+    "log_scales": 0.04,
+    "quats": 0.04,
+    "logit_opacities": 0.1,
+    "dc": 0.04,
+}
+LAST_STEP_SIZE = 0.05  # of the first; in between it falls exponentially
+SNAPSHOTS = (0, 1 / 64, 1 / 16, 1 / 4, 1)  # of the steps
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a fit depends on besides the picture.
+
+    Raises:
+        UserError: a number is outside its range.
+    """
+
+    gaussians: int = 20_000
+    steps: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranges = {"gaussians": (1, 1_000_000), "steps": (1, 100_000), "seed": (0, 2**63 - 1)}
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"--{name}: expected {low} to {high}, got {value}")
+
+    @property
+    def snapshot_steps(self) -> list[int]:
+        return sorted({int(share * self.steps) for share in SNAPSHOTS})
+
+
+class Fit:
+    """A picture being fitted: parameters, optimizer, and what was seen on the way.
+
+    Args:
+        target: the picture, colours in [0, 1], float32, [H, W, 3].
+        settings: how many Gaussians and steps.
+    """
+
+    def __init__(self, target: Tensor, settings: Settings) -> None:
+        self.target = target
+        self.settings = settings
+        self.camera = Camera(width=target.shape[1], height=target.shape[0])
+        self.parameters: Parameters = {
+            name: value.requires_grad_()
+            for name, value in start(target, settings.gaussians, settings.seed).items()
+        }
+        self.optimizer = torch.optim.Adam(
+            [{"params": [value], "name": name} for name, value in self.parameters.items()],
+            eps=1e-15,
+            fused=True,
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.snapshots: dict[int, Tensor] = {}  # uint8 [H, W, 3] by step
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.settings.steps
+
+    def advance(self) -> float:
+        """Take one step; return the PSNR in dB of the picture before it."""
+        began = time.perf_counter()
+        self._set_step_sizes()
+        picture = render(self.parameters, self.camera)
+        loss = torch.nn.functional.mse_loss(picture, self.target)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.step in self.settings.snapshot_steps:
+            self.snapshots[self.step] = to_bytes(picture.detach())
+        self.optimizer.step()
+        self.step += 1
+        self.seconds += time.perf_counter() - began
+        return float(-10 * loss.detach().clamp(min=1e-12).log10())
+
+    def picture(self) -> Tensor:
+        """The fitted picture now, [H, W, 3]."""
+        with torch.no_grad():
+            return render(self.parameters, self.camera)
+
+    def psnr(self) -> float:
+        """Of the fitted picture now, in dB, as eight-bit files hold it."""
+        return psnr(self.picture(), self.target)
+
+    def _set_step_sizes(self) -> None:
+        decay = LAST_STEP_SIZE ** (self.step / self.settings.steps)
+        world_per_pixel = float(self.parameters["means"][:, 2].detach().mean()) / self.camera.focal
+        for group in self.optimizer.param_groups:
+            unit = world_per_pixel if group["name"] == "means" else 1.0
+            group["lr"] = STEP_SIZES[group["name"]] * unit * decay
+
+
+def run(
+    fit: Fit, on_step: Callable[[float], None], should_stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Advance until the fit is done or somebody wants it to stop.
+
+    Args:
+        fit: is changed.
+        on_step: called with the PSNR after every step.
+        should_stop: asked before every step.
+    """
+    while not fit.done and not should_stop():
+        on_step(fit.advance())
