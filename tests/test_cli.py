@@ -1,0 +1,148 @@
+"""The command `pyext`, as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyext import methods
+from pyext.cli import app, main
+from pyext.methods import Entry, Method
+from pyext.report import Claim, Report
+
+
+def pyext(*arguments, **options):
+    command = [sys.executable, "-m", "pyext.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def call(monkeypatch, capsys, *arguments):
+    """Run the command line in this process: its exit code, what it printed."""
+    monkeypatch.setattr(sys, "argv", ["pyext", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capsys.readouterr()
+    return end.value.code or 0, printed.out, printed.err
+
+
+@pytest.fixture
+def method(monkeypatch):
+    """A method `tiny` whose demo is `tiny_demo`."""
+    tiny = Method("tiny", "Does little.", "P 2026", (), demo=f"{__name__}:tiny_demo")
+    monkeypatch.setattr(methods, "names", lambda: ["tiny"])
+    monkeypatch.setattr(methods, "entries", lambda: [Entry("tiny", "tiny-dist", tiny)])
+    monkeypatch.setattr(methods, "get", lambda name: tiny)
+    return tiny
+
+
+measured = 1.0
+
+
+def tiny_demo(output: Path) -> Report:
+    (output / "picture.png").write_bytes(b"")
+    claim = Claim("it is small", measured, "<=", 2)
+    return Report("tiny", [{"x": 1}], [claim], {"a picture": output / "picture.png"})
+
+
+def test_help_loads_neither_torch_nor_a_plugin():
+    code = (
+        "import sys; sys.argv[1:] = ['--help']\nfrom pyext.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print([x for x in ('torch', 'pyext_plugins') if x in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n"), done.stderr
+    for command in ("list", "info", "doctor", "demo", "bench", "new-plugin"):
+        assert command in done.stdout
+
+
+def test_a_missing_extra_is_one_line(tmp_path):
+    (tmp_path / "typer.py").write_text("raise ModuleNotFoundError('gone', name='typer')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from pyext.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "pyext: the command line needs typer: pip install 'pyext-kernels[cli]'\n"
+    )
+
+
+def test_list_names_the_installed_methods():
+    done = pyext("list", env={"COLUMNS": "250"})
+    assert done.returncode == 0, done.stderr
+    assert "splat-fit" in done.stdout and "ready" in done.stdout
+
+
+def test_info_of_an_unknown_method_is_one_line():
+    done = pyext("info", "splat-fot")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "pyext: no method 'splat-fot'. Did you mean 'splat-fit'? Installed methods: splat-fit\n"
+    )
+
+
+def test_list_says_what_mends_a_method(monkeypatch, capsys, method):
+    entry = Entry("tiny", "tiny-dist", method, "missing: x>=3", "pip install 'tiny-dist[all]'")
+    monkeypatch.setattr(methods, "entries", lambda: [entry])
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = call(monkeypatch, capsys, "list")
+    assert code == 0
+    assert "missing: x>=3" in out and "pip install 'tiny-dist[all]'" in out
+
+
+def test_doctor_tells_the_instruction_set_and_why_there_is_no_cuda(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = call(monkeypatch, capsys, "doctor")
+    assert code == 0
+    for words in ("instruction set", "threads running", "build: compiler", "cuda"):
+        assert words in out
+
+
+def test_demo_saves_its_report(monkeypatch, capsys, method, tmp_path):
+    code, out, _ = call(monkeypatch, capsys, "demo", "tiny", "-o", str(tmp_path / "new"))
+    assert code == 0 and "held" in out and "picture.png" in out
+    report = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert report["claims"] == [
+        {"text": "it is small", "measured": 1.0, "relation": "<=", "wanted": 2, "held": True}
+    ]
+    assert report["pictures"] == {"a picture": "picture.png"}
+
+
+def test_a_claim_that_fails_is_shown_and_is_the_exit_code(monkeypatch, capsys, method, tmp_path):
+    monkeypatch.setattr(sys.modules[__name__], "measured", 3.0)
+    code, out, _ = call(monkeypatch, capsys, "demo", "tiny", "-o", str(tmp_path))
+    assert code == 1 and "FAILED" in out
+    assert json.loads((tmp_path / "report.json").read_text())["claims"][0]["held"] is False
+
+
+def test_an_output_that_is_a_file_is_refused(monkeypatch, capsys, method, tmp_path):
+    (tmp_path / "taken").write_text("")
+    code, _, err = call(monkeypatch, capsys, "demo", "tiny", "-o", str(tmp_path / "taken"))
+    assert code == 2
+    assert err == f"pyext: --output: cannot make the folder {tmp_path}/taken: File exists\n"
+
+
+def test_a_method_without_commands_says_what_it_has(monkeypatch, capsys, method):
+    code, _, err = call(monkeypatch, capsys, "tiny")
+    assert code == 2
+    assert err == "pyext: method 'tiny' has no commands of its own; try: pyext demo tiny\n"
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,1", "two", "1;2"])
+def test_bench_refuses_odd_thread_counts(monkeypatch, capsys, text):
+    code, _, err = call(monkeypatch, capsys, "bench", "--threads", text)
+    assert code == 2
+    assert err == f"pyext: --threads: expected different counts like 1,2, got {text!r}\n"
+
+
+def test_bench_of_an_unknown_family_lists_the_known_ones(monkeypatch, capsys):
+    code, _, err = call(monkeypatch, capsys, "bench", "splut")
+    assert code == 2
+    assert err == "pyext: no benchmarks for family 'splut'; there are: splat\n"
+
+
+def test_bench_without_a_checkout_says_where_to_run(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(app, "__file__", str(tmp_path / "pyext" / "cli" / "app.py"))
+    code, _, err = call(monkeypatch, capsys, "bench")
+    assert code == 2 and err.startswith("pyext: the benchmarks are part of the source checkout")
