@@ -1,0 +1,148 @@
+"""`pyext splat-fit fit`: bad input, Ctrl-C, kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from pyext_plugins.splat_fit.picture import save_png
+
+COMMAND = [sys.executable, "-m", "pyext.cli", "splat-fit", "fit"]
+OUTPUTS = {
+    *("target.png", "fit.png", "strip.png", "gaussians.png", "splats.ply", "report.json"),
+    "checkpoint.safetensors",
+}
+
+
+def fit(*arguments):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "picture.png"
+    ramp = torch.linspace(0, 255, 64).to(torch.uint8)
+    save_png(path, torch.stack([ramp.expand(48, 64)] * 3, -1).contiguous())
+    return path
+
+
+def test_a_fit_leaves_its_files_and_a_rerun_changes_none(image, tmp_path):
+    folder = tmp_path / "new" / "folder"
+    arguments = (image, "-o", folder, "--gaussians", 100, "--steps", 20)
+    done = fit(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in folder.iterdir()} == OUTPUTS
+    report = json.loads((folder / "report.json").read_text())
+    assert report["facts"]["complete"] and report["facts"]["steps taken"] == 20
+    before = (folder / "splats.ply").read_bytes()
+    again = fit(*arguments)
+    assert again.returncode == 0 and "resuming at step 20 of 20" in again.stderr
+    assert (folder / "splats.ply").read_bytes() == before
+
+
+def bad_inputs(tmp_path, image):
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(image.read_bytes()[:60])
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    out = tmp_path / "out"
+    return {
+        "missing": ((tmp_path / "no.png", "-o", out), "IMAGE: expected a picture file, "),
+        "folder": ((tmp_path, "-o", out), "IMAGE: expected a picture file, "),
+        "text": ((text, "-o", out), f"IMAGE: expected a picture, {text} is none that Pillow"),
+        "cut": ((cut, "-o", out), f"IMAGE: {cut} cannot be read to its end: "),
+        "no gaussians": (
+            (image, "-o", out, "--gaussians", 0),
+            "--gaussians: expected 1 to 1000000, got 0",
+        ),
+        "many steps": (
+            (image, "-o", out, "--steps", 10**9),
+            "--steps: expected 1 to 100000, got 1000000000",
+        ),
+        "seed": ((image, "-o", out, "--seed", -1), "--seed: expected 0 to "),
+        "output is a file": ((image, "-o", taken), f"--output: cannot make {taken}: File exists"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("missing", "folder", "text", "cut", "no gaussians", "many steps", "seed"),
+        "output is a file",
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(image, tmp_path, case):
+    arguments, message = bad_inputs(tmp_path, image)[case]
+    done = fit(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"pyext: {message}"), done.stderr
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_too_large_to_open_is_refused(tmp_path):
+    huge = tmp_path / "huge.png"
+    Image.new("1", (20000, 20000)).save(huge)
+    done = fit(huge, "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"pyext: IMAGE: {huge} is too large: "), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_settings_in_the_same_folder_are_refused(image, tmp_path):
+    folder = tmp_path / "out"
+    assert fit(image, "-o", folder, "--gaussians", 50, "--steps", 3).returncode == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = fit(image, "-o", folder, "--gaussians", 60, "--steps", 3)
+    assert done.returncode == 2
+    assert f"{folder} holds a fit of gaussians 50, steps 3, seed 0" in done.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def wait_for(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+def start_long_fit(image, folder):
+    arguments = [str(image), "-o", str(folder), "--gaussians", "50", "--steps", "100000"]
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True)
+    return process, arguments
+
+
+def test_ctrl_c_leaves_a_usable_result(image, tmp_path):
+    folder = tmp_path / "out"
+    process, _ = start_long_fit(image, folder)
+    wait_for((folder / "checkpoint.safetensors").exists)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted at step" in err and "Traceback" not in err
+    assert {path.name for path in folder.iterdir()} == OUTPUTS
+    report = json.loads((folder / "report.json").read_text())
+    assert not report["facts"]["complete"] and 0 < report["facts"]["steps taken"] < 100000
+    with Image.open(folder / "fit.png") as picture:
+        assert picture.size == (64, 48)
+
+
+def test_after_kill_9_the_same_command_goes_on(image, tmp_path):
+    folder = tmp_path / "out"
+    process, arguments = start_long_fit(image, folder)
+    wait_for((folder / "checkpoint.safetensors").exists)
+    process.kill()
+    process.communicate()
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True)
+    first = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert first.startswith("resuming at step ") and int(first.split()[3]) > 0
