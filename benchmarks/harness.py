@@ -14,7 +14,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -37,6 +37,9 @@ class Work:
     flops: float
     bytes: float
 
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -50,7 +53,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine can do, measured in turn with the arms: bytes/s copied, flops/s of FMAs."""
+    """The best the machine did in turn with the arms: bytes/s copied, flops/s of FMAs.
+
+    The best, not the median: what else ran meanwhile must not make a share look larger than it is.
+    """
 
     bandwidth: float
     fma_peak: float
@@ -77,6 +83,7 @@ class Row:
     ``max_difference`` is the largest difference from the reference in any element of any output,
     over the largest element of that output; ``relative_error`` is the same of Euclidean norms, and
     the one that decides, because thresholds flip a few elements between any two implementations.
+    Both are None where an output has another shape or is not finite.
     """
 
     input: str
@@ -104,6 +111,24 @@ class Row:
             return None
         return self.limits.bound_by(self.work)[0] / self.timing.median
 
+    @property
+    def share_of_fma_peak(self) -> float | None:
+        """The same for the operations alone, whichever limit binds."""
+        if self.limits is None or self.timing is None:
+            return None
+        return self.work.flops / self.limits.fma_peak / self.timing.median
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One implementation: prepares a case, and where it runs.
+
+    The limits are those of the processor; an arm on another device has no share of them.
+    """
+
+    build: Callable[[Case], Run]
+    device: Literal["cpu", "cuda"] = "cpu"
+
 
 @dataclass
 class Family:
@@ -126,9 +151,11 @@ class Family:
     cases: Callable[[], Iterator[Case]]
     expected: Callable[[Case], Outputs]
     claims: Callable[[Sequence[Row]], list[Claim]]
-    arms: dict[str, Callable[[Case], Run]] = field(default_factory=dict)
+    arms: dict[str, Arm] = field(default_factory=dict)
 
-    def arm(self, name: str) -> Callable[[Callable[[Case], Run]], Callable[[Case], Run]]:
+    def arm(
+        self, name: str, device: Literal["cpu", "cuda"] = "cpu"
+    ) -> Callable[[Callable[[Case], Run]], Callable[[Case], Run]]:
         """Register a function that prepares a case and returns what is to be timed.
 
         The function raises `Unavailable` where the arm cannot take part.
@@ -140,7 +167,7 @@ class Family:
         def register(build: Callable[[Case], Run]) -> Callable[[Case], Run]:
             if name in self.arms:
                 raise ValueError(f"family {self.name!r} already has an arm {name!r}")
-            self.arms[name] = build
+            self.arms[name] = Arm(build, device)
             return build
 
         return register

@@ -2,81 +2,26 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from benchmarks.harness import Case, Family, Limits, Outputs, Row, Run, Timing, Unavailable
-from pyext.runtime import fma_peak
+from benchmarks.harness import Case, Family, Outputs, Row, Run, Unavailable
+from benchmarks.limits import best_of, probes
+from benchmarks.turns import (
+    Clock,
+    Sample,
+    at_threads,
+    interleave,
+    intraop_threads,
+    summarize,
+    timed,
+    wall_clock,
+)
 
-Clock = Callable[[], float]
-Sample = Callable[[], float]
 Progress = Callable[[str, float], None]
-
-MIN_ROUNDS = 3  # fewer have no quartiles
-TURN_SECONDS = 0.05  # a quick arm runs several times in its turn
-PROBE_SECONDS = 0.02
-COPY_BYTES = 2**28  # far more than any cache holds
-
-
-@contextmanager
-def intraop_threads(count: int) -> Iterator[None]:
-    """Run a block at a number of intra-op threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def interleave(
-    samples: Sequence[Sample], seconds: float, clock: Clock, progress: Callable[[float], None]
-) -> list[list[float]]:
-    """Let all take turns until the seconds are spent, at least `MIN_ROUNDS` times.
-
-    What disturbs the machine for a while so disturbs all of them, and their ratios stay true.
-    """
-    results: list[list[float]] = [[] for _ in samples]
-    start = clock()
-    rounds = 0
-    while rounds < MIN_ROUNDS or clock() - start < seconds:
-        for sample, result in zip(samples, results, strict=True):
-            turn = clock()
-            result.append(sample())
-            while clock() - turn < TURN_SECONDS:
-                result.append(sample())
-        rounds += 1
-        progress(min(rounds / MIN_ROUNDS, (clock() - start) / seconds, 1.0))
-    return results
-
-
-def summarize(samples: Sequence[float]) -> Timing:
-    """Median and quartiles of at least two samples."""
-    lower, median, upper = statistics.quantiles(samples, n=4, method="inclusive")
-    return Timing(median=median, lower=lower, upper=upper, runs=len(samples))
-
-
-def compare(outputs: Outputs, expected: Outputs) -> tuple[float, float]:
-    """Largest difference and relative error of the worst output; infinite where shapes differ."""
-    if [x.shape for x in outputs] != [x.shape for x in expected]:
-        return float("inf"), float("inf")
-    largest, error = 0.0, 0.0
-    for x, y in zip(outputs, expected, strict=True):
-        wanted = y.detach().cpu().double()
-        difference = x.detach().cpu().double() - wanted
-        if not difference.isfinite().all():
-            return float("inf"), float("inf")
-        tiny = torch.finfo(torch.float32).tiny
-        if difference.numel():
-            largest = max(largest, float(difference.abs().max() / wanted.abs().max().clamp(tiny)))
-            error = max(error, float(difference.norm() / wanted.norm().clamp(tiny)))
-    return largest, error
 
 
 def run_family(
@@ -84,93 +29,119 @@ def run_family(
     threads: Sequence[int],
     seconds: float,
     progress: Progress = lambda label, done: None,
-    clock: Clock = time.perf_counter,
+    clock: Clock = wall_clock,
+    limits: Callable[[Clock], tuple[Sample, Sample]] = probes,
 ) -> list[Row]:
     """Measure every arm in every case at every thread count.
 
     Args:
         family: what to measure.
         threads: numbers of intra-op threads, all in the same rounds.
-        seconds: for the timing of all cases together; checks and slow arms may need more.
-        progress: called with what is being done and the share of it that is done.
+        seconds: for the timing of all cases together; checks and slow arms need more.
+        progress: called with what is being done and the share of the whole that is done.
         clock: gives seconds.
+        limits: makes the samples of the machine's copy bandwidth and FMA peak.
     """
     cases = list(family.cases())
-    copy = CopyProbe(clock)
+    machine = limits(clock)
     rows: list[Row] = []
-    for case in cases:
-        label = f"{case.input}, {case.stage}"
-        progress(f"{label}: checking", 0.0)
-        prepared, runs = _prepare(family, case, threads)
-        samples = [_at(count, _timed(run, clock)) for _, count, run in runs]
-        for count in threads:
-            samples += [_at(count, copy), _at(count, lambda: fma_peak(PROBE_SECONDS))]
-        results = interleave(samples, seconds / len(cases), clock, partial(progress, label))
-        rates = [statistics.median(result) for result in results[len(runs) :]]
-        limits = {count: Limits(*rates[2 * i : 2 * i + 2]) for i, count in enumerate(threads)}
-        timed = [
-            replace(row, threads=count, timing=summarize(result), limits=limits[count])
-            for (row, count, _), result in zip(runs, results, strict=False)
-        ]
-        rows += _against_baseline(timed, family.baseline) + prepared
+    for index, case in enumerate(cases):
+        tell = part_of(progress, index, len(cases))
+        rows += measure_case(family, case, threads, seconds / len(cases), tell, clock, machine)
+    progress("done", 1.0)
     return rows
 
 
-class CopyProbe:
-    """Copies a large tensor; gives the bytes read and written per second."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.source = torch.ones(COPY_BYTES // 8)
-        self.target = torch.zeros_like(self.source)
-
-    def __call__(self) -> float:
-        start = self.clock()
-        self.target.copy_(self.source)
-        return COPY_BYTES / (self.clock() - start)
-
-
-def _at(threads: int, sample: Sample) -> Sample:
-    def at_threads() -> float:
-        with intraop_threads(threads):
-            return sample()
-
-    return at_threads
-
-
-def _timed(run: Run, clock: Clock) -> Sample:
-    def seconds() -> float:
-        start = clock()
-        run()
-        return clock() - start
-
-    return seconds
+def measure_case(
+    family: Family,
+    case: Case,
+    threads: Sequence[int],
+    seconds: float,
+    progress: Progress,
+    clock: Clock,
+    machine: Sequence[Sample],
+) -> list[Row]:
+    """Rows of one case: the timed ones, then those that were left out."""
+    progress(f"{case.stage}: checking", 0.0)
+    left_out, runs = prepare(family, case, threads)
+    samples = [at_threads(count, timed(run, clock)) for _, count, run in runs]
+    samples += [at_threads(count, probe) for count in threads for probe in machine]
+    results = interleave(samples, seconds, clock, partial(progress, f"{case.stage}: timing"))
+    bandwidths, peaks = results[len(runs) :: 2], results[len(runs) + 1 :: 2]
+    limits = dict(zip(threads, map(best_of, bandwidths, peaks), strict=True))
+    measured = [
+        replace(
+            row,
+            timing=summarize(result),
+            limits=limits[count] if family.arms[row.arm].device == "cpu" else None,
+        )
+        for (row, count, _), result in zip(runs, results, strict=False)
+    ]
+    return against_baseline(measured, family.baseline) + left_out
 
 
-def _prepare(
+def part_of(progress: Progress, index: int, count: int) -> Progress:
+    """Progress of one of ``count`` equal parts, told as progress of the whole."""
+    return lambda label, done: progress(label, (index + done) / count)
+
+
+def prepare(
     family: Family, case: Case, threads: Sequence[int]
 ) -> tuple[list[Row], list[tuple[Row, int, Run]]]:
-    """Rows of the arms that are not to be timed; row, threads and run of what is."""
+    """Rows of the arms that are not to be timed; row, threads and run of those that are.
+
+    Every arm is run and checked at every thread count, which also warms it up.
+    """
     expected = family.expected(case)
     left_out: list[Row] = []
     runs: list[tuple[Row, int, Run]] = []
-    for name, build in family.arms.items():
+    for name, arm in family.arms.items():
         row = Row(input=case.input, stage=case.stage, arm=name, threads=None, work=case.work)
         try:
-            run = build(case)
+            run = arm.build(case)
         except Unavailable as reason:
             left_out.append(replace(row, skipped=str(reason)))
             continue
-        largest, error = compare(run(), expected)
-        row = replace(row, max_difference=largest, relative_error=error)
-        if error > family.tolerance:
-            left_out.append(replace(row, wrong=True))
-        else:
-            runs += [(row, count, run) for count in threads]
+        for count in threads:
+            with intraop_threads(count):
+                checked = check(replace(row, threads=count), run(), expected, family.tolerance)
+            if checked.wrong:
+                left_out.append(checked)
+            else:
+                runs.append((checked, count, run))
     return left_out, runs
 
 
-def _against_baseline(rows: Sequence[Row], baseline: str) -> list[Row]:
+def check(row: Row, outputs: Outputs, expected: Outputs, tolerance: float) -> Row:
+    """The row with how far its outputs are from the expected ones, and whether that is too far."""
+    difference = compare(outputs, expected)
+    if difference is None:
+        return replace(row, wrong=True)
+    largest, error = difference
+    return replace(row, max_difference=largest, relative_error=error, wrong=error > tolerance)
+
+
+def compare(outputs: Outputs, expected: Outputs) -> tuple[float, float] | None:
+    """Largest difference and relative error of the worst output.
+
+    None where shapes differ or an output is not finite.
+    """
+    if [x.shape for x in outputs] != [x.shape for x in expected]:
+        return None
+    tiny = torch.finfo(torch.float32).tiny
+    largest, error = 0.0, 0.0
+    for x, y in zip(outputs, expected, strict=True):
+        wanted = y.detach().cpu().double()
+        difference = x.detach().cpu().double() - wanted
+        if not difference.isfinite().all():
+            return None
+        if difference.numel():
+            largest = max(largest, float(difference.abs().max() / wanted.abs().max().clamp(tiny)))
+            error = max(error, float(difference.norm() / wanted.norm().clamp(tiny)))
+    return largest, error
+
+
+def against_baseline(rows: Sequence[Row], baseline: str) -> list[Row]:
     """The rows with how many times faster they are than the baseline at the same threads."""
     eager = {row.threads: row.timing.median for row in rows if row.arm == baseline and row.timing}
     return [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +45,40 @@ def table(rows: Sequence[Row]) -> list[dict[str, Value]]:
 
 
 def left_out(rows: Sequence[Row]) -> list[str]:
-    """A line for every arm that was not timed, and why."""
-    lines = []
+    """A line for every arm that was not timed and why, with the stages this is about."""
+    stages: dict[str, list[str]] = {}
     for row in rows:
         if row.timing is None:
-            why = row.skipped or f"wrong result, relative error {row.relative_error:.1e}"
-            lines.append(f"{row.stage}: {row.arm}: {why}")
-    return lines
+            known = stages.setdefault(f"{row.arm}: {why_left_out(row)}", [])
+            if row.stage not in known:
+                known.append(row.stage)
+    return [f"{reason} ({', '.join(where)})" for reason, where in stages.items()]
 
 
-def as_json(family: Family, rows: Sequence[Row], claims: Sequence[Claim]) -> dict[str, Any]:
-    """All figures of a run, with the machine and the commit they were taken on."""
+def why_left_out(row: Row) -> str:
+    if row.skipped:
+        return row.skipped
+    if row.relative_error is None:
+        return "wrong result: another shape, or not finite"
+    return f"wrong result: relative error {row.relative_error:.1e}"
+
+
+def as_json(
+    family: Family, rows: Sequence[Row], claims: Sequence[Claim], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All figures of a run, with the machine, the commit and the settings they were taken with."""
     return {
         "family": family.name,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": environment.describe(),
+        "settings": dict(settings),
         "rows": [
-            {**asdict(row), "limit": row.limit, "share_of_limit": row.share_of_limit}
+            {
+                **asdict(row),
+                "limit": row.limit,
+                "share_of_limit": row.share_of_limit,
+                "share_of_fma_peak": row.share_of_fma_peak,
+            }
             for row in rows
         ],
         "claims": [claim.as_json() for claim in claims],
@@ -67,16 +86,28 @@ def as_json(family: Family, rows: Sequence[Row], claims: Sequence[Claim]) -> dic
 
 
 def as_markdown(rows: Sequence[Row], claims: Sequence[Claim]) -> str:
-    lines = table(rows)
-    header = list(lines[0]) if lines else []
-    body = [[str(value) for value in line.values()] for line in lines]
-    text = "".join(f"| {' | '.join(cells)} |\n" for cells in [header, ["---"] * len(header), *body])
-    text += "".join(f"\nNot timed: {line}\n" for line in left_out(rows))
-    for claim in claims:
-        verdict = {True: "held", False: "FAILED", None: "open"}[claim.held]
-        measured = "-" if claim.measured is None else f"{claim.measured:.3g}"
-        text += f"\n{verdict}: {claim.text}: {measured}, wanted {claim.relation} {claim.wanted}\n"
-    return text
+    """The tables of a run, with a list of what was not timed between them."""
+    parts = [f"{rows[0].input}\n" if rows else "", markdown_table(table(rows))]
+    parts.append("".join(f"- not timed: {line}\n" for line in left_out(rows)))
+    parts.append(markdown_table([claim_line(claim) for claim in claims]))
+    return "\n".join(part for part in parts if part)
+
+
+def claim_line(claim: Claim) -> dict[str, Value]:
+    return {
+        "claim": claim.text,
+        "measured": None if claim.measured is None else f"{claim.measured:.3g}",
+        "wanted": f"{claim.relation} {claim.wanted}",
+        "verdict": {True: "held", False: "FAILED", None: "open"}[claim.held],
+    }
+
+
+def markdown_table(lines: Sequence[Mapping[str, Value]]) -> str:
+    if not lines:
+        return ""
+    cells = [list(lines[0]), ["---"] * len(lines[0])]
+    cells += [["-" if value is None else str(value) for value in line.values()] for line in lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
 def measure_with_progress(family: Family, threads: Sequence[int], seconds: float) -> list[Row]:
@@ -116,10 +147,22 @@ def main_run(family: str, threads: Sequence[int], seconds: float | None, output:
     for line in left_out(rows):
         print(f"not timed: {line}")
     show_claims(claims)
-    with whole_file(output / f"{family}.json") as path:
-        path.write_text(json.dumps(as_json(chosen, rows, claims), indent=2) + "\n")
-    with whole_file(output / f"{family}.md") as path:
-        path.write_text(as_markdown(rows, claims))
-    with whole_file(output / f"{family}.png") as path:
-        save_plot(path, chosen, rows)
+    save(output, chosen, rows, claims, {"threads": list(threads), "seconds": seconds})
     return all(claim.held is not False for claim in claims)
+
+
+def save(
+    folder: Path,
+    family: Family,
+    rows: Sequence[Row],
+    claims: Sequence[Claim],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write ``<family>.json``, ``.md`` and ``.png``."""
+    figures = as_json(family, rows, claims, settings)
+    with whole_file(folder / f"{family.name}.json") as path:
+        path.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
+    with whole_file(folder / f"{family.name}.md") as path:
+        path.write_text(as_markdown(rows, claims))
+    with whole_file(folder / f"{family.name}.png") as path:
+        save_plot(path, family, rows)

@@ -7,7 +7,6 @@ the strings of `Method`, which are resolved when somebody runs the demo or a com
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from collections.abc import Iterator
@@ -16,8 +15,8 @@ from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from pyext.errors import UserError
-from pyext.requirements import missing_requirements
+from pyext.errors import UserError, did_you_mean, one_line
+from pyext.requirements import has_extra, missing_requirements
 
 GROUP = "pyext.methods"
 
@@ -58,6 +57,9 @@ class Method:
             )
         if not self.summary or "\n" in self.summary:
             raise ValueError(f"summary: expected one line, got {self.summary!r}")
+        # A lone string is a sequence too, of letters.
+        if not isinstance(self.ops, tuple):
+            raise ValueError(f"ops: expected a tuple of names, got {self.ops!r}")
         for field in ("demo", "commands"):
             value = getattr(self, field)
             if value is not None and not _REFERENCE.fullmatch(value):
@@ -101,7 +103,23 @@ def names() -> list[str]:
 
 def entries() -> list[Entry]:
     """All entries of the group, sorted by name. A plugin that fails is an entry with a problem."""
-    return [entry for name in names() for entry in _entries_of(name)]
+    return [entry for name in names() for entry in entries_named(name)]
+
+
+def entries_named(name: str) -> list[Entry]:
+    """The entry of this name, or the several that dispute it; no other plugin is imported.
+
+    Raises:
+        MethodError: there is none.
+    """
+    points = sorted(entry_points(group=GROUP, name=name), key=_owner)
+    if not points:
+        known = ", ".join(names()) or "none"
+        hint = did_you_mean(name, names())
+        raise MethodError(f"no method {name!r}.{hint} Installed methods: {known}")
+    if len({_owner(point) for point in points}) > 1:
+        return list(_duplicates(name, points))
+    return [_load(points[0])]
 
 
 def get(name: str) -> Method:
@@ -110,13 +128,7 @@ def get(name: str) -> Method:
     Raises:
         MethodError: there is no such method, or it is not ready.
     """
-    found = _entries_of(name)
-    if not found:
-        close = difflib.get_close_matches(name, names(), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        known = ", ".join(names()) or "none"
-        raise MethodError(f"no method {name!r}.{hint} Installed methods: {known}")
-    entry = found[0]
+    entry = entries_named(name)[0]
     if entry.method is None or not entry.ready:
         mend = f". To mend it: {entry.mend}" if entry.mend else ""
         raise MethodError(f"method {name!r} cannot be used: {entry.problem}{mend}")
@@ -124,16 +136,16 @@ def get(name: str) -> Method:
 
 
 def resolve(reference: str) -> Any:
-    """The object that ``"module:object"`` names."""
+    """The object that ``"module:object"`` names.
+
+    Raises:
+        MethodError: it does not load.
+    """
     module, _, attribute = reference.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def _entries_of(name: str) -> list[Entry]:
-    points = sorted(entry_points(group=GROUP, name=name), key=_owner)
-    if len({_owner(point) for point in points}) > 1:
-        return list(_duplicates(name, points))
-    return [_load(point) for point in points[:1]]
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise MethodError(f"{reference} does not load: {one_line(error)}") from error
 
 
 def _owner(point: EntryPoint) -> str:
@@ -152,30 +164,35 @@ def _load(point: EntryPoint) -> Entry:
     owner = _owner(point)
     try:
         method = point.load()
-    except Exception as error:  # whatever a plugin does at import must not disturb the others
-        return Entry(point.name, owner, None, f"{type(error).__name__}: {error}", _reinstall(owner))
+    # Whatever a plugin does at import must not disturb the others; ending the program included.
+    except (Exception, SystemExit) as error:
+        problem = f"{type(error).__name__}: {one_line(error)}"
+        # Brings a requirement that is missing, or a version that works; touches nothing else.
+        return Entry(point.name, owner, None, problem, f"pip install --upgrade {owner}")
     if not isinstance(method, Method):
         wanted = f"{point.value} is a {type(method).__name__}, not a pyext.methods.Method"
         return Entry(point.name, owner, None, wanted)
     if method.name != point.name:
         wanted = f"the method calls itself {method.name!r}, its entry point {point.name!r}"
         return Entry(point.name, owner, None, wanted)
-    problem, mend = _readiness(method, point.dist)
-    return Entry(point.name, owner, method, problem, mend)
-
-
-def _reinstall(owner: str) -> str:
-    return f"pip install --force-reinstall {owner}"
+    return Entry(point.name, owner, method, *_readiness(method, point.dist))
 
 
 def _readiness(method: Method, distribution: Distribution | None) -> tuple[str | None, str | None]:
+    """Why the method cannot run, and the command that mends it; None for what there is not."""
     unknown = sorted(set(method.ops) - set(op_families()))
     if unknown:
         problem = f"this pyext has no ops {', '.join(unknown)}"
         return problem, "pip install --upgrade pyext-kernels"
-    if distribution is None or method.extra is None:
+    if distribution is None:
         return None, None
-    missing = missing_requirements(distribution, method.extra)
+    if method.extra is not None and not has_extra(distribution, method.extra):
+        return f"{distribution.name} declares no extra {method.extra!r}", None
+    try:
+        missing = missing_requirements(distribution, method.extra)
+    except ValueError as error:
+        return f"its requirements cannot be read: {one_line(error)}", None
     if not missing:
         return None, None
-    return f"missing: {', '.join(missing)}", f"pip install '{distribution.name}[{method.extra}]'"
+    extra = f"[{method.extra}]" if method.extra else ""
+    return f"missing: {', '.join(missing)}", f"pip install '{distribution.name}{extra}'"

@@ -5,17 +5,28 @@ from __future__ import annotations
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
 
-def missing_requirements(owner: Distribution, extra: str) -> list[str]:
+def has_extra(owner: Distribution, extra: str) -> bool:
+    """Whether the distribution declares this extra, however it spells hyphens and capitals."""
+    from packaging.utils import canonicalize_name
+
+    declared = owner.metadata.get_all("Provides-Extra") or []
+    return canonicalize_name(extra) in map(canonicalize_name, declared)
+
+
+def missing_requirements(owner: Distribution, extra: str | None) -> list[str]:
     """Requirements of ``owner[extra]`` that are not installed, or in another version.
 
     An extra of a requirement (``pyext-kernels[cli]``) is followed.
+
+    Raises:
+        ValueError: the metadata holds a line that is no requirement.
     """
     # Part of the extra `cli`: the registry itself needs nothing beyond the standard library.
     from packaging.requirements import Requirement
 
     missing: list[str] = []
     seen: set[tuple[str, str]] = set()
-    waiting = [(owner, extra)]
+    waiting = [(owner, extra or "")]
     while waiting:
         current, current_extra = waiting.pop(0)
         if (current.name, current_extra) in seen:

@@ -21,9 +21,10 @@ def show_rows(rows: Sequence[Mapping[str, Value]], title: str | None = None) -> 
     """Print a table; the first row's keys are its columns."""
     if not rows:
         return
-    table = Table(title=title)
+    # Text, because rich takes brackets in a plain string for its markup.
+    table = Table(title=None if title is None else Text(title))
     for column in rows[0]:
-        table.add_column(column)
+        table.add_column(Text(column))
     for row in rows:
         table.add_row(*(Text(_cell(row.get(column))) for column in rows[0]))
     Console().print(table)
@@ -38,7 +39,7 @@ def show_claims(claims: Sequence[Claim]) -> None:
         table.add_column(column)
     for claim in claims:
         wanted = f"{claim.relation} {_cell(claim.wanted)}"
-        table.add_row(claim.text, _cell(claim.measured), wanted, _VERDICTS[claim.held])
+        table.add_row(Text(claim.text), _cell(claim.measured), wanted, _VERDICTS[claim.held])
     Console().print(table)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pyext import methods
-from pyext.cli import app, main
+from pyext import methods, requirements
+from pyext.cli import bench, main
 from pyext.methods import Entry, Method
 from pyext.report import Claim, Report
+from pyext.show import show_claims, show_rows
 
 
 def pyext(*arguments, **options):
@@ -32,7 +33,7 @@ def method(monkeypatch):
     """A method `tiny` whose demo is `tiny_demo`."""
     tiny = Method("tiny", "Does little.", "P 2026", (), demo=f"{__name__}:tiny_demo")
     monkeypatch.setattr(methods, "names", lambda: ["tiny"])
-    monkeypatch.setattr(methods, "entries", lambda: [Entry("tiny", "tiny-dist", tiny)])
+    monkeypatch.setattr(methods, "entries_named", lambda name: [Entry("tiny", "tiny-dist", tiny)])
     monkeypatch.setattr(methods, "get", lambda name: tiny)
     return tiny
 
@@ -58,14 +59,56 @@ def test_help_loads_neither_torch_nor_a_plugin():
         assert command in done.stdout
 
 
-def test_a_missing_extra_is_one_line(tmp_path):
-    (tmp_path / "typer.py").write_text("raise ModuleNotFoundError('gone', name='typer')")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from pyext.cli import main; main()"
+@pytest.mark.parametrize("module", ["typer", "rich", "packaging"])
+def test_a_missing_extra_is_one_line(tmp_path, module):
+    (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('gone', name={module!r})")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[1:] = ['list']\n"
+        "from pyext.cli import main; main()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "pyext: the command line needs typer: pip install 'pyext-kernels[cli]'\n"
+        f"pyext: the command line needs {module}: pip install 'pyext-kernels[cli]'\n"
     )
+
+
+@pytest.mark.parametrize("command", ["doctor", "bench"])
+def test_a_compiled_part_that_does_not_load_is_one_line(command):
+    code = (
+        f"import sys; sys.modules['pyext._C'] = None; sys.argv[1:] = [{command!r}]\n"
+        "from pyext.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pyext: the compiled part does not load (")
+    assert "pip install" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "--bogus"], "No such option: --bogus (see pyext list --help)"),
+        (["demo"], "Missing argument 'NAME'. (see pyext demo --help)"),
+        (["inf"], "no command or method 'inf'. Did you mean 'info'? There are: list, info, "),
+        (["tinny"], "no command or method 'tinny'. Did you mean 'tiny'? There are: list, info, "),
+    ],
+)
+def test_a_slip_is_one_line(monkeypatch, capsys, method, arguments, message):
+    code, out, err = call(monkeypatch, capsys, *arguments)
+    assert code == 2 and out == ""
+    assert err.startswith(f"pyext: {message}") and err.count("\n") == 1
+
+
+def test_no_arguments_show_the_help(monkeypatch, capsys):
+    code, out, err = call(monkeypatch, capsys)
+    assert code == 2 and err == "" and "new-plugin" in out
+
+
+def test_a_method_does_not_take_the_place_of_a_command(monkeypatch, capsys, method):
+    monkeypatch.setattr(methods, "names", lambda: ["doctor"])
+    code, out, _ = call(monkeypatch, capsys, "doctor")
+    assert code == 0 and "instruction set" in out
 
 
 def test_list_names_the_installed_methods():
@@ -78,17 +121,20 @@ def test_info_of_an_unknown_method_is_one_line():
     done = pyext("info", "splat-fot")
     assert done.returncode == 2
     assert done.stderr == (
-        "pyext: no method 'splat-fot'. Did you mean 'splat-fit'? Installed methods: splat-fit\n"
+        "pyext: no method 'splat-fot'. Did you mean 'splat-fit'? "
+        f"Installed methods: {', '.join(methods.names())}\n"
     )
 
 
 def test_list_says_what_mends_a_method(monkeypatch, capsys, method):
     entry = Entry("tiny", "tiny-dist", method, "missing: x>=3", "pip install 'tiny-dist[all]'")
     monkeypatch.setattr(methods, "entries", lambda: [entry])
-    monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = call(monkeypatch, capsys, "list")
-    assert code == 0
-    assert "missing: x>=3" in out and "pip install 'tiny-dist[all]'" in out
+    assert code == 0 and "not ready" in out
+    # Outside the table, which would break it into pieces.
+    assert out.endswith(
+        "tiny (tiny-dist): missing: x>=3\n  to mend it: pip install 'tiny-dist[all]'\n"
+    )
 
 
 def test_doctor_tells_the_instruction_set_and_why_there_is_no_cuda(monkeypatch, capsys):
@@ -120,7 +166,7 @@ def test_an_output_that_is_a_file_is_refused(monkeypatch, capsys, method, tmp_pa
     (tmp_path / "taken").write_text("")
     code, _, err = call(monkeypatch, capsys, "demo", "tiny", "-o", str(tmp_path / "taken"))
     assert code == 2
-    assert err == f"pyext: --output: cannot make the folder {tmp_path}/taken: File exists\n"
+    assert err == f"pyext: --output: cannot write to {tmp_path}/taken: File exists\n"
 
 
 def test_a_method_without_commands_says_what_it_has(monkeypatch, capsys, method):
@@ -139,10 +185,49 @@ def test_bench_refuses_odd_thread_counts(monkeypatch, capsys, text):
 def test_bench_of_an_unknown_family_lists_the_known_ones(monkeypatch, capsys):
     code, _, err = call(monkeypatch, capsys, "bench", "splut")
     assert code == 2
-    assert err == "pyext: no benchmarks for family 'splut'; there are: splat\n"
+    from benchmarks.harness import families
+
+    known = ", ".join(families())
+    assert "splat" in known
+    assert err == f"pyext: no benchmarks for family 'splut'; there are: {known}\n"
+
+
+def test_bench_without_its_extra_says_what_is_missing(monkeypatch, capsys):
+    def without_matplotlib(name):
+        if name == "matplotlib":
+            raise requirements.PackageNotFoundError(name)
+        return installed(name)
+
+    installed = requirements.distribution
+    monkeypatch.setattr(requirements, "distribution", without_matplotlib)
+    code, _, err = call(monkeypatch, capsys, "bench")
+    assert code == 2
+    assert err == "pyext: missing: matplotlib>=3.8: pip install 'pyext-kernels[bench]'\n"
 
 
 def test_bench_without_a_checkout_says_where_to_run(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(app, "__file__", str(tmp_path / "pyext" / "cli" / "app.py"))
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "pyext" / "cli" / "bench.py"))
     code, _, err = call(monkeypatch, capsys, "bench")
     assert code == 2 and err.startswith("pyext: the benchmarks are part of the source checkout")
+
+
+def test_bench_is_given_what_was_asked_for(monkeypatch, capsys, tmp_path):
+    import benchmarks.report
+
+    asked = []
+
+    def fail_the_claims(*arguments):
+        asked.append(arguments)
+        return False
+
+    monkeypatch.setattr(benchmarks.report, "main_run", fail_the_claims)
+    options = ("--threads", "1,2", "--seconds", "3", "-o", str(tmp_path / "new"))
+    code, _, _ = call(monkeypatch, capsys, "bench", "splat", *options)
+    assert code == 1 and asked == [("splat", [1, 2], 3.0, tmp_path / "new")]
+
+
+def test_tables_keep_brackets(capsys):
+    show_rows([{"[N, 3]": "[red]"}], title="[bold]")
+    show_claims([Claim("mean of [red]", 1.0, ">=", 0)])
+    out = capsys.readouterr().out
+    assert "[N, 3]" in out and "[bold]" in out and out.count("[red]") == 2

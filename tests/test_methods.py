@@ -21,7 +21,7 @@ def install(tmp_path, monkeypatch):
     points = []
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def add(name, source, distribution, requires=()):
+    def add(name, source, distribution, requires=(), extras=("more", "deep")):
         module = f"plugin_{len(points)}"
         monkeypatch.delitem(sys.modules, module, raising=False)  # of an earlier test
         (tmp_path / f"{module}.py").write_text(source)
@@ -29,6 +29,7 @@ def install(tmp_path, monkeypatch):
         info.mkdir(exist_ok=True)
         lines = [f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n"]
         lines += [f"Requires-Dist: {line}\n" for line in requires]
+        lines += [f"Provides-Extra: {extra}\n" for extra in extras]
         (info / "METADATA").write_text("".join(lines))
         point = EntryPoint(name, f"{module}:METHOD", methods.GROUP)
         vars(point)["dist"] = PathDistribution(info)
@@ -39,7 +40,10 @@ def install(tmp_path, monkeypatch):
         return [point for point in points if name in (None, point.name)]
 
     monkeypatch.setattr(methods, "entry_points", find)
-    return add
+    yield add
+    # The next test's modules have the same names.
+    for number in range(len(points)):
+        sys.modules.pop(f"plugin_{number}", None)
 
 
 def plugin(name="one", ops=("splat",), extra=None):
@@ -55,14 +59,20 @@ def test_a_sound_plugin_is_ready(install):
 
 def test_a_broken_plugin_does_not_disturb_the_others(install):
     install("broken", "raise RuntimeError('no luck')", "dist-broken")
+    install("ending", "import sys; sys.exit('the end')", "dist-ending")
     install("missing", "import not_there", "dist-missing")
+    install("unreadable", plugin("unreadable"), "dist-unreadable", ("no == requirement!",))
+    install("verbose", "raise ValueError('two\\nlines')", "dist-verbose")
     install("sound", plugin("sound"), "dist-sound")
     found = {entry.name: entry for entry in methods.entries()}
-    assert list(found) == ["broken", "missing", "sound"]
-    assert found["sound"].ready
+    assert list(found) == ["broken", "ending", "missing", "sound", "unreadable", "verbose"]
+    assert [name for name in found if found[name].ready] == ["sound"]
     assert found["broken"].problem == "RuntimeError: no luck"
     assert found["missing"].problem == "ModuleNotFoundError: No module named 'not_there'"
-    assert found["broken"].mend == "pip install --force-reinstall dist-broken"
+    assert found["ending"].problem == "SystemExit: the end"
+    assert found["verbose"].problem == "ValueError: two lines"
+    assert found["unreadable"].problem.startswith("its requirements cannot be read: Expected")
+    assert found["broken"].mend == "pip install --upgrade dist-broken"
     with pytest.raises(MethodError, match="'broken' cannot be used: RuntimeError: no luck. To men"):
         methods.get("broken")
 
@@ -103,6 +113,40 @@ def test_what_an_extra_lacks_is_read_from_the_metadata(install):
     assert not entry.ready and entry.method is not None
 
 
+def test_without_an_extra_the_requirements_of_the_distribution_count(install):
+    requires = ("no-such-package", 'another-one; extra == "more"')
+    install("one", plugin(), "dist-one", requires)
+    (entry,) = methods.entries()
+    assert (entry.problem, entry.mend) == ("missing: no-such-package", "pip install 'dist-one'")
+
+
+def test_an_extra_the_distribution_does_not_declare_is_named(install):
+    install("one", plugin(extra="mroe"), "dist-one")
+    (entry,) = methods.entries()
+    assert entry.problem == "dist-one declares no extra 'mroe'"
+
+
+def test_an_extra_may_be_spelt_another_way(install):
+    install("one", plugin(extra="a-b"), "dist-one", ('no-such; extra == "a-b"',), ("A_b",))
+    (entry,) = methods.entries()
+    assert entry.problem == "missing: no-such"
+
+
+def test_only_the_plugin_asked_for_is_imported(install):
+    install("one", plugin(), "dist-one")
+    install("two", "raise AssertionError('imported')", "dist-two")
+    assert methods.get("one").name == "one"
+    assert "plugin_0" in sys.modules and "plugin_1" not in sys.modules
+
+
+def test_what_a_reference_names_is_loaded_or_named():
+    assert methods.resolve("pyext.methods:Method") is Method
+    with pytest.raises(MethodError, match="not_there:x does not load: No module named 'not_there'"):
+        methods.resolve("not_there:x")
+    with pytest.raises(MethodError, match="pyext.methods:Nothing does not load: module .* has no"):
+        methods.resolve("pyext.methods:Nothing")
+
+
 def test_an_extra_of_a_requirement_is_followed(install):
     install("inner", plugin("inner"), "dist-inner", ('no-such-package; extra == "deep"',))
     install("one", plugin(extra="more"), "dist-one", ('dist-inner[deep]; extra == "more"',))
@@ -131,6 +175,7 @@ def test_an_unknown_name_lists_the_known_ones(install):
     [
         ({"name": "Bad Name"}, "name: expected lower-case words joined by hyphens, got 'Bad Name'"),
         ({"summary": "a\nb"}, "summary: expected one line"),
+        ({"ops": "splat"}, "ops: expected a tuple of names, got 'splat'"),
         ({"demo": "no colon"}, "demo: expected 'module:object', got 'no colon'"),
         ({"commands": "a:b:c"}, "commands: expected 'module:object', got 'a:b:c'"),
     ],

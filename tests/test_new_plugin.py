@@ -32,9 +32,24 @@ def test_nothing_is_overwritten(tmp_path):
         write_plugin(tmp_path / "taken")
 
 
-@pytest.mark.parametrize("name", ["My Plugin", "1st", "a_b", "class", "-x", "x-"])
+@pytest.mark.parametrize("name", ["My Plugin", "1st", "a_b", "-x", "x-"])
 def test_a_name_that_names_no_method_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="PATH: its last part names the method, expected lower-ca"):
+        write_plugin(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("list", "PATH: `pyext list` is a command already; choose another name"),
+        ("class", "PATH: Python has a 'class' already; choose another name"),
+        ("json", "PATH: Python has a 'json' already; choose another name"),
+        ("splat-fit", "PATH: a method 'splat-fit' is installed already; choose another name"),
+    ],
+)
+def test_a_name_that_is_taken_is_refused(tmp_path, name, message):
+    with pytest.raises(UserError, match=message):
         write_plugin(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 

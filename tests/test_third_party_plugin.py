@@ -1,5 +1,6 @@
 """A plugin package by an outsider, installed in a fresh environment and used."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from tests.fresh_venv import FreshVenv
 
 ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE = ROOT / "examples" / "third_party_plugin"
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +17,10 @@ def fresh(tmp_path_factory):
     fresh = FreshVenv(tmp_path_factory.mktemp("third-party") / "venv")
     # The package under test itself comes from the checkout.
     (fresh.packages / "checkout.pth").write_text(f"{ROOT}\n")
-    fresh.install(ROOT / "examples" / "third_party_plugin")
+    # From a copy: building leaves files in the source tree.
+    copy = tmp_path_factory.mktemp("source") / "splat-orbit"
+    shutil.copytree(EXAMPLE, copy, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    fresh.install(copy)
     return fresh
 
 
@@ -48,3 +53,8 @@ def test_its_error_is_one_line(fresh, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith(f"pyext: POINTS: {missing} is not a .npy file")
     assert done.stderr.count("\n") == 1
+
+
+def test_its_own_tests_pass(fresh):
+    done = fresh.run("-m", "pytest", str(EXAMPLE / "tests"))
+    assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout + done.stderr
