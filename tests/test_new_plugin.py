@@ -16,8 +16,10 @@ def test_a_new_plugin_works(tmp_path):
     fresh = FreshVenv(tmp_path / "venv")
     (fresh.packages / "checkout.pth").write_text(f"{ROOT}\n")
     fresh.install(tmp_path / "my-method")
+    listed = fresh.run("-m", "pyext.cli", "list")
+    assert listed.returncode == 0 and "my-method" in listed.stdout, listed.stdout + listed.stderr
     info = fresh.run("-m", "pyext.cli", "info", "my-method")
-    assert info.returncode == 0 and "ready" in info.stdout, info.stdout + info.stderr
+    assert info.returncode == 0 and "│ ready" in info.stdout, info.stdout + info.stderr
     demo = fresh.run("-m", "pyext.cli", "demo", "my-method", "-o", str(tmp_path / "out"))
     assert demo.returncode == 0 and "held" in demo.stdout, demo.stdout + demo.stderr
     command = fresh.run("-m", "pyext.cli", "my-method", "coverage", "--sigma", "4")

@@ -28,7 +28,7 @@ def test_it_is_listed_as_ready(fresh):
     done = fresh.run("-m", "pyext.cli", "info", "splat-orbit")
     assert done.returncode == 0, done.stderr
     assert "Draw a point cloud from a camera that circles it." in done.stdout
-    assert "ready" in done.stdout and "pyext splat-orbit --help" in done.stdout
+    assert "│ ready" in done.stdout and "pyext splat-orbit --help" in done.stdout
 
 
 def test_its_demo_holds(fresh, tmp_path):
@@ -57,4 +57,4 @@ def test_its_error_is_one_line(fresh, tmp_path):
 
 def test_its_own_tests_pass(fresh):
     done = fresh.run("-m", "pytest", str(EXAMPLE / "tests"))
-    assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout + done.stderr

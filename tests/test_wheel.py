@@ -1,5 +1,6 @@
 """The wheel works in a fresh environment, without the source tree."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -26,6 +27,9 @@ print(round(alphas[0, 8, 8, 0].item(), 6))
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
+    # What setuptools gathered before may hold modules that are gone; it takes them along.
+    for gathered in (ROOT / "build").glob("lib.*"):
+        shutil.rmtree(gathered)
     # setup.py keeps what it compiled: this links again what is already built.
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
@@ -40,6 +44,8 @@ def test_wheel_holds_the_package_and_no_test_equipment(wheel):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"pyext"}
     assert any(name.startswith("pyext/_C.") and name.endswith(".so") for name in names)
     assert "pyext/py.typed" in names and "pyext/_C.pyi" in names
+    modules = {name for name in names if name.endswith(".py")}
+    assert modules == {str(path.relative_to(ROOT)) for path in (ROOT / "pyext").rglob("*.py")}
     templates = ROOT / "pyext" / "templates"
     shipped = {name for name in names if name.startswith("pyext/templates/")}
     assert shipped == {

@@ -25,8 +25,12 @@ def load_points(path: Path) -> tuple[Tensor, Tensor]:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"POINTS: {path} is not a .npy file: {error}") from error
+    if not isinstance(array, np.ndarray):  # an archive of several, a .npz
+        raise UserError(f"POINTS: {path} is not a .npy file: it holds several arrays")
     if array.ndim != 2 or array.shape[1] not in (3, 6) or not len(array):
         raise UserError(f"POINTS: expected shape [N, 3] or [N, 6], got {list(array.shape)}")
+    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        raise UserError(f"POINTS: expected finite numbers, got others in {array.dtype}")
     points = torch.from_numpy(array.astype(np.float32))
     return points[:, :3], points[:, 3:] if array.shape[1] == 6 else torch.ones(len(points), 3)
 
@@ -62,9 +66,17 @@ def orbit(points: Tensor, colors: Tensor, angles: Tensor) -> Tensor:
 
 
 def save_gif(path: Path, pictures: Tensor) -> None:
-    """Write pictures [A, H, W, 3] in [0, 1] as an animation that repeats."""
+    """Write pictures [A, H, W, 3] in [0, 1] as an animation that repeats.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     from PIL import Image
 
     frames = [Image.fromarray(x) for x in (pictures * 255).round().to(torch.uint8).numpy()]
-    with whole_file(path) as temporary:
-        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=60, loop=0)
+    more = {"save_all": True, "append_images": frames[1:], "duration": 60, "loop": 0}
+    try:
+        with whole_file(path) as temporary:
+            frames[0].save(temporary, format="GIF", **more)
+    except OSError as error:
+        raise UserError(f"--output: cannot write {path}: {error.strerror or error}") from error
