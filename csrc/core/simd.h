@@ -195,6 +195,12 @@ PYEXT_INLINE Lanes<T> fma(Lanes<T> a, Lanes<T> b, Lanes<T> c) {
   return c;
 }
 
+// c - a * b, rounded as fma.
+template <class T>
+PYEXT_INLINE Lanes<T> fnma(Lanes<T> a, Lanes<T> b, Lanes<T> c) {
+  return fma(-a, b, c);
+}
+
 #if defined(__AVX512F__)
 
 template <>
@@ -289,6 +295,10 @@ template <>
 PYEXT_INLINE F fma(F a, F b, F c) {
   return _mm512_fmadd_ps(a.r, b.r, c.r);
 }
+template <>
+PYEXT_INLINE F fnma(F a, F b, F c) {
+  return _mm512_fnmadd_ps(a.r, b.r, c.r);
+}
 
 #endif  // __AVX512F__
 
@@ -325,11 +335,11 @@ PYEXT_INLINE F vceil(F a) {
 
 // Integers that ride in floating-point lanes as bits: for select, not for arithmetic.
 template <class T>
-PYEXT_INLINE Lanes<T> integer(int64_t value) {
+PYEXT_INLINE T integer_bits(int64_t value) {
   const typename IntOf<T>::type narrow = typename IntOf<T>::type(value);
   T bits;
   memcpy(&bits, &narrow, sizeof bits);
-  return Lanes<T>(bits);
+  return bits;
 }
 template <class T>
 PYEXT_INLINE void store_integers(Lanes<T> a, int32_t* out, int count) {

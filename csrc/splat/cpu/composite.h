@@ -44,7 +44,7 @@ struct TileState {
 };
 
 template <class T, int D>
-PYEXT_INLINE void composite_row(const CompositeArgs<T>& args, Block<T>& block, int64_t first, int r,
+PYEXT_INLINE void composite_row(const CompositeArgs<T>& args, Block<T>& block, int r,
                                 TileState<T>& state) {
   T* colour = state.colour + r * args.channels * kLanes;
   Channels<T, D> sums(colour, args.channels);
@@ -56,7 +56,7 @@ PYEXT_INLINE void composite_row(const CompositeArgs<T>& args, Block<T>& block, i
     const Step<T> s = step(block, j, alpha_max, row);
     sums.add(select(s.contributes, s.alpha * s.before, zero),
              args.features + block.id[j] * args.channels);
-    last = select(s.contributes, integer<T>(first + j), last);
+    last = select(s.contributes, Lanes<T>(block.position[j]), last);
   }
   sums.finish(colour);
   state.rows[r] = row;
@@ -92,7 +92,7 @@ void composite_tile(const CompositeArgs<T>& args, int64_t tile, TileState<T>& st
   const TileAt at = tile_at(tile, args.width, args.height);
   const int64_t end = args.tile_offsets[tile + 1];
   start_rows(args, at, state.rows);
-  for (Lanes<T>& last : state.last) last = integer<T>(-1);
+  for (Lanes<T>& last : state.last) last = Lanes<T>(integer_bits<T>(-1));
   for (int64_t i = 0; i < kTile * args.channels * kLanes; ++i) state.colour[i] = T(0);
   Block<T> block;
   bool live = true;
@@ -101,7 +101,7 @@ void composite_tile(const CompositeArgs<T>& args, int64_t tile, TileState<T>& st
     live = false;
     for (int r = 0; r < kTile; ++r) {
       if (!state.rows[r].live) continue;
-      composite_row<T, D>(args, block, first, r, state);
+      composite_row<T, D>(args, block, r, state);
       live |= state.rows[r].live;
     }
   }

@@ -33,6 +33,7 @@ struct Block {
   alignas(64) T A[kBlock], B[kBlock], C[kBlock];
   alignas(64) T lo[kBlock];     // log2 o
   alignas(64) T ridge[kBlock];  // d(best dx) / d(dy) of the ellipse: -B / (2 A)
+  T position[kBlock];           // in tile_ids, as integer bits: one load puts it in all lanes
   // Per row, refreshed by touched(): terms of the exponent that do not depend on x.
   alignas(64) T e[kBlock], f[kBlock];
 };
@@ -62,6 +63,7 @@ void load_block(const CompositeArgs<T>& args, const TileAt& at, int64_t first, i
     block.B[j] = args.conics[3 * id + 1];
     block.C[j] = args.conics[3 * id + 2];
     block.lo[j] = args.opacities[id];
+    block.position[j] = integer_bits<T>(first + j);
   }
   // The tail of the last vector: transparent, far from every row.
   for (int j = block.count; j < (block.count + kLanes - 1) / kLanes * kLanes; ++j) {
@@ -125,7 +127,7 @@ PYEXT_INLINE Step<T> step(const Block<T>& block, int j, Lanes<T> alpha_max, Row<
   Step<T> s;
   s.alpha = vmin(alpha_max, vexp2(power));  // in this order not-a-number stays what it is
   s.before = row.transmittance;
-  const V after = fma(-s.alpha, s.before, s.before);
+  const V after = fnma(s.alpha, s.before, s.before);
   // power > log2 o would be a negative distance: rounding of a nearly singular conic.
   const auto hit = (s.alpha >= V(T(kAlphaMin))) & (power <= V(block.lo[j]));
   const auto finishes = hit & (after <= V(T(kTransmittanceMin)));
