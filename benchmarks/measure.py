@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.harness import Case, Family, Outputs, Row, Run, Unavailable
+from benchmarks.harness import Case, Family, Limits, Outputs, Row, Run, Unavailable
 from benchmarks.limits import best_of, probes
 from benchmarks.turns import (
     Clock,
@@ -49,7 +49,7 @@ def run_family(
         tell = part_of(progress, index, len(cases))
         rows += measure_case(family, case, threads, seconds / len(cases), tell, clock, machine)
     progress("done", 1.0)
-    return rows
+    return against_best(rows)
 
 
 def measure_case(
@@ -78,6 +78,19 @@ def measure_case(
         for (row, count, _), result in zip(runs, results, strict=False)
     ]
     return against_baseline(measured, family.baseline) + left_out
+
+
+def against_best(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the best limits seen at their number of threads in any of the cases."""
+    seen: dict[int | None, list[Limits]] = {}
+    for row in rows:
+        if row.limits:
+            seen.setdefault(row.threads, []).append(row.limits)
+    best = {
+        threads: best_of([x.bandwidth for x in limits], [x.fma_peak for x in limits])
+        for threads, limits in seen.items()
+    }
+    return [replace(row, limits=best[row.threads]) if row.limits else row for row in rows]
 
 
 def part_of(progress: Progress, index: int, count: int) -> Progress:

@@ -24,6 +24,8 @@ GAUSSIANS, SIDE = 10_000, 512
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward + backward"
 COMPOSITE, COMPOSITE_BACKWARD = "composite", "composite backward"
 
+Functions = Mapping[str, Callable[..., Any]]  # what a task names, as one implementation has it
+
 
 @dataclass(frozen=True)
 class Task:
@@ -87,7 +89,7 @@ def random_like(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.randn(x.shape, generator=generator) for x in tensors)
 
 
-def make_run(functions: Mapping[str, Callable[..., Any]], task: Task) -> Run:
+def make_run(functions: Functions, task: Task) -> Run:
     """What one measurement of a task calls; the graph of a backward is made beforehand."""
     function = functions[task.function]
     leaves = [x.detach().clone().requires_grad_() for x in task.arguments[: task.differentiable]]
@@ -158,8 +160,8 @@ FAMILY = Family(
     claims=claims,
 )
 
-OURS = {"rasterization": rasterization, "composite": torch.ops.pyext.splat_composite}
-REFERENCE = {"rasterization": reference.rasterization, "composite": reference.composite}
+OURS: Functions = {"rasterization": rasterization, "composite": torch.ops.pyext.splat_composite}
+REFERENCE: Functions = {"rasterization": reference.rasterization, "composite": reference.composite}
 
 
 @FAMILY.arm("pyext")
@@ -204,7 +206,7 @@ def compiled(case: Case) -> Run:
     return make_run({"rasterization": whole, "composite": composite}, case.data)
 
 
-def synchronized(functions: Mapping[str, Callable[..., Any]], case: Case) -> Run:
+def synchronized(functions: Functions, case: Case) -> Run:
     """A run on the CUDA device that returns when the device is done."""
     run = make_run(functions, case.data.to("cuda"))
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the folders they go to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pyext.errors import UserError
 
 
 @contextmanager
@@ -29,3 +31,19 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_output_folder(path: Path) -> None:
+    """Make the folder, before any work is done that would have nowhere to go.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # Only writing tells whether one can: permissions do not show a read-only or full disk.
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserError(
+            f"--output: expected a folder to write to, got {path}: {error.strerror}"
+        ) from error

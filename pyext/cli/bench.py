@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from pyext.cli.options import Folder, make_folder
+from pyext.cli.options import Folder
 from pyext.errors import UserError
+from pyext.files import make_output_folder
 from pyext.requirements import missing_requirements
 
 
@@ -38,7 +39,7 @@ def bench(
 
     if family is not None and family not in families():
         raise UserError(f"no benchmarks for family {family!r}; there are: {', '.join(families())}")
-    make_folder(output)
+    make_output_folder(output)
     chosen = [family] if family else families()
     if not all([main_run(name, counts, seconds, output) for name in chosen]):
         raise typer.Exit(1)

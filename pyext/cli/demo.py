@@ -7,8 +7,9 @@ from pathlib import Path
 import typer
 
 from pyext import methods
-from pyext.cli.options import Folder, Name, make_folder
+from pyext.cli.options import Folder, Name
 from pyext.errors import UserError
+from pyext.files import make_output_folder
 
 
 def demo(name: Name, output: Folder = Path("out/demo")) -> None:
@@ -22,7 +23,7 @@ def demo(name: Name, output: Folder = Path("out/demo")) -> None:
     if method.demo is None:
         raise UserError(f"method {name!r} has no demo")
     run = methods.resolve(method.demo)
-    make_folder(output)
+    make_output_folder(output)
     report = run(output)
     report.save(output / "report.json")
     show_rows(report.rows, title=report.title)

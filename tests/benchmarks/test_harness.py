@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.harness import Limits, Row, Timing, Work, families, load_family
-from benchmarks.measure import compare, run_family
+from benchmarks.measure import against_best, compare, run_family
 from benchmarks.turns import MIN_SAMPLES, TURN_SECONDS, interleave, summarize
 from pyext.report import Claim
 from tests.benchmarks.fake_family import (
@@ -100,6 +100,20 @@ def test_shares_are_of_the_best_the_machine_did(rows):
     assert row.limits == Limits(bandwidth=BANDWIDTH, fma_peak=ONE_THREAD_PEAK)
     assert (row.limit, row.share_of_limit) == ("FMA", 8 / 64 / 0.5)
     assert find(rows, "quick", 2).limits.fma_peak == 2 * ONE_THREAD_PEAK
+
+
+def test_the_best_of_all_cases_is_the_limit_of_each():
+    rows = [
+        Row("i", stage, "a", threads, Work(1, 1), limits=limits)
+        for stage, threads, limits in [
+            ("first", 1, Limits(bandwidth=1.0, fma_peak=6.0)),
+            ("second", 1, Limits(bandwidth=2.0, fma_peak=5.0)),
+            ("first", 2, Limits(bandwidth=3.0, fma_peak=9.0)),
+            ("left out", None, None),
+        ]
+    ]
+    one, two = Limits(2.0, 6.0), Limits(3.0, 9.0)
+    assert [row.limits for row in against_best(rows)] == [one, one, two, None]
 
 
 def test_the_limit_is_the_one_that_allows_least():

@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 from pyext_plugins.splat_fit import checkpoint
+from pyext_plugins.splat_fit import demo as demo_module
 from pyext_plugins.splat_fit.fitting import Fit, Settings, run
 from pyext_plugins.splat_fit.outputs import write_outputs
-from pyext_plugins.splat_fit.picture import MAX_SIDE, load_picture, psnr
-from pyext_plugins.splat_fit.scene import SH_DC, Camera, render, start
+from pyext_plugins.splat_fit.picture import MAX_ROW, MAX_SIDE, load_picture, psnr, save_row
+from pyext_plugins.splat_fit.scene import Camera, render, start
 
 from pyext.errors import UserError
 
@@ -29,7 +30,7 @@ def pixels(path):
 
 def finished(settings=SMALL, target=None):
     fit = Fit(picture() if target is None else target, settings)
-    run(fit, lambda psnr: None)
+    run(fit)
     return fit
 
 
@@ -57,13 +58,13 @@ def test_another_seed_is_another_fit():
 @pytest.mark.parametrize("stop", [1, 13, 30])
 def test_resuming_gives_the_bits_of_an_uninterrupted_fit(tmp_path, stop):
     whole, part = finished(), Fit(picture(), SMALL)
-    run(part, lambda psnr: None, lambda: part.step >= stop)
+    run(part, should_stop=lambda: part.step >= stop)
     assert part.step == stop
     checkpoint.save(part, tmp_path)
     resumed = Fit(picture(), SMALL)
     assert checkpoint.resume(resumed, tmp_path)
     assert resumed.step == stop and resumed.seconds == part.seconds
-    run(resumed, lambda psnr: None)
+    run(resumed)
     for name, value in whole.parameters.items():
         assert torch.equal(value, resumed.parameters[name]), name
     assert {k: v.tolist() for k, v in resumed.snapshots.items()} == {
@@ -79,13 +80,25 @@ def test_without_a_checkpoint_nothing_is_resumed(tmp_path):
     ("target", "settings", "message"),
     [
         (picture(), Settings(gaussians=100, steps=30), "holds a fit of gaussians 200, steps 30"),
-        (picture().flip(0), SMALL, "holds a fit of the picture [0-9a-f]{12}, this is the pict"),
+        (
+            picture().flip(0),
+            SMALL,
+            "holds a fit of picture [0-9a-f]{12}, this is picture [0-9a-f]{12}; ",
+        ),
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused(tmp_path, target, settings, message):
     checkpoint.save(finished(), tmp_path)
     with pytest.raises(UserError, match=message):
         checkpoint.resume(Fit(target.contiguous(), settings), tmp_path)
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "version", lambda name: "0.0.1")
+    checkpoint.save(Fit(picture(), SMALL), tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"holds a fit of pyext-plugins 0\.0\.1, this is pyext-"):
+        checkpoint.resume(Fit(picture(), SMALL), tmp_path)
 
 
 def test_a_checkpoint_that_is_no_checkpoint_is_refused(tmp_path):
@@ -107,6 +120,9 @@ def read_ply(path):
 
 def test_the_ply_alone_gives_the_picture(tmp_path):
     fit = finished()
+    # A colour below zero is black to viewers, not a hole in what lies behind.
+    with torch.no_grad():
+        fit.parameters["dc"][::5] = -3.0
     write_outputs(fit, tmp_path)
     ply = read_ply(tmp_path / "splats.ply")
     assert len(ply["x"]) == SMALL.gaussians
@@ -123,7 +139,7 @@ def test_the_ply_alone_gives_the_picture(tmp_path):
         columns("rot_0", "rot_1", "rot_2", "rot_3"),
         columns("scale_0", "scale_1", "scale_2").exp(),
         ply["opacity"].sigmoid(),
-        0.5 + SH_DC * columns("f_dc_0", "f_dc_1", "f_dc_2"),
+        (0.5 + 0.28209479177387814 * columns("f_dc_0", "f_dc_1", "f_dc_2")).clamp(min=0),
         torch.eye(4)[None],
         torch.tensor([[[focal, 0, 32], [0, focal, 24], [0, 0, 1]]]),
         64,
@@ -176,3 +192,29 @@ def test_transparency_and_orientation(tmp_path):
     image.save(tmp_path / "turned.png", exif=exif)
     expected = torch.tensor([[[0.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]])
     assert torch.equal(load_picture(tmp_path / "turned.png"), expected)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    grey = np.array([[0, 257 * 100, 65535]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    expected = torch.tensor([0, 100, 255]).float()[None, :, None].expand(1, 3, 3) / 255
+    assert torch.equal(load_picture(tmp_path / "grey.png"), expected)
+
+
+def test_rows_are_side_by_side_and_scaled_down_where_too_long(tmp_path):
+    red, blue = torch.zeros(2, 600, 1000, 3, dtype=torch.uint8)
+    red[..., 0], blue[..., 2] = 255, 255
+    save_row(tmp_path / "row.png", [red, blue])
+    row = pixels(tmp_path / "row.png")
+    assert row.shape[1] == MAX_ROW and abs(row.shape[0] - 600 * MAX_ROW / 2008) <= 1
+    assert row[9, 9].tolist() == [255, 0, 0] and row[9, -9].tolist() == [0, 0, 255]
+
+
+def test_the_demo_reports_claims_and_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_module, "Settings", lambda: SMALL)
+    report = demo_module.demo(tmp_path)
+    assert [claim.wanted for claim in report.claims] == [30, 90]
+    assert report.claims[0].held is False and report.claims[0].measured < 30
+    assert pixels(tmp_path / "demo.png").shape[1] == MAX_ROW
+    assert all(path.exists() for path in report.pictures.values())
+    report.save(tmp_path / "report.json")

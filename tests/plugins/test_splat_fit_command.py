@@ -12,15 +12,27 @@ import torch
 from PIL import Image
 from pyext_plugins.splat_fit.picture import save_png
 
+from pyext.cli import main
+
 COMMAND = [sys.executable, "-m", "pyext.cli", "splat-fit", "fit"]
 OUTPUTS = {
-    *("target.png", "fit.png", "strip.png", "gaussians.png", "splats.ply", "report.json"),
+    *("target.png", "fit.png", "strip.png", "splats.ply", "report.json"),
     "checkpoint.safetensors",
 }
 
 
-def fit(*arguments):
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
+@pytest.fixture
+def fit(monkeypatch, capfd):
+    """Run the command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pyext", *COMMAND[3:], *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, end.value.code, out, err)
+
+    return run
 
 
 @pytest.fixture
@@ -31,7 +43,7 @@ def image(tmp_path):
     return path
 
 
-def test_a_fit_leaves_its_files_and_a_rerun_changes_none(image, tmp_path):
+def test_a_fit_leaves_its_files_and_a_rerun_changes_none(fit, image, tmp_path):
     folder = tmp_path / "new" / "folder"
     arguments = (image, "-o", folder, "--gaussians", 100, "--steps", 20)
     done = fit(*arguments)
@@ -50,6 +62,10 @@ def bad_inputs(tmp_path, image):
     text.write_text("not a picture")
     cut = tmp_path / "cut.png"
     cut.write_bytes(image.read_bytes()[:60])
+    empty = tmp_path / "empty.ppm"
+    empty.write_bytes(b"P6\n0 0\n255\n")  # a header of zero pixels
+    depth = tmp_path / "depth.tif"
+    Image.new("F", (4, 4)).save(depth)
     taken = tmp_path / "taken"
     taken.write_text("")
     out = tmp_path / "out"
@@ -57,7 +73,17 @@ def bad_inputs(tmp_path, image):
         "missing": ((tmp_path / "no.png", "-o", out), "IMAGE: expected a picture file, "),
         "folder": ((tmp_path, "-o", out), "IMAGE: expected a picture file, "),
         "text": ((text, "-o", out), f"IMAGE: expected a picture, {text} is none that Pillow"),
-        "cut": ((cut, "-o", out), f"IMAGE: {cut} cannot be read to its end: "),
+        "cut": ((cut, "-o", out), f"IMAGE: {cut} cannot be read: "),
+        "empty": ((empty, "-o", out), f"IMAGE: expected a picture, {empty} is none that Pillow"),
+        "float": (
+            (depth, "-o", out),
+            f"IMAGE: {depth} cannot be read: it has floating-point pixels, expected 8",
+        ),
+        "many gaussians": (
+            (image, "-o", out, "--gaussians", 10**7),
+            "--gaussians: expected 1 to 1000000, got 10000000",
+        ),
+        "no steps": ((image, "-o", out, "--steps", 0), "--steps: expected 1 to 100000, got 0"),
         "no gaussians": (
             (image, "-o", out, "--gaussians", 0),
             "--gaussians: expected 1 to 1000000, got 0",
@@ -67,18 +93,26 @@ def bad_inputs(tmp_path, image):
             "--steps: expected 1 to 100000, got 1000000000",
         ),
         "seed": ((image, "-o", out, "--seed", -1), "--seed: expected 0 to "),
-        "output is a file": ((image, "-o", taken), f"--output: cannot make {taken}: File exists"),
+        "output is a file": (
+            (image, "-o", taken),
+            f"--output: expected a folder to write to, got {taken}: ",
+        ),
+        # Nobody may make files there, not even root.
+        "unwritable": (
+            (image, "-o", "/proc"),
+            "--output: expected a folder to write to, got /proc",
+        ),
     }
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        *("missing", "folder", "text", "cut", "no gaussians", "many steps", "seed"),
-        "output is a file",
+        *("missing", "folder", "text", "cut", "empty", "float", "no gaussians", "many gaussians"),
+        *("no steps", "many steps", "seed", "output is a file", "unwritable"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(image, tmp_path, case):
+def test_bad_input_is_one_line_and_leaves_nothing(fit, image, tmp_path, case):
     arguments, message = bad_inputs(tmp_path, image)[case]
     done = fit(*arguments)
     assert done.returncode == 2
@@ -87,16 +121,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(image, tmp_path, case):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_picture_too_large_to_open_is_refused(tmp_path):
+@pytest.mark.parametrize("size", [(12000, 9000), (20000, 20000)])  # Pillow warns; it refuses
+def test_a_picture_too_large_to_open_is_refused(fit, tmp_path, size):
     huge = tmp_path / "huge.png"
-    Image.new("1", (20000, 20000)).save(huge)
+    Image.new("1", size).save(huge)
     done = fit(huge, "-o", tmp_path / "out")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"pyext: IMAGE: {huge} is too large: "), done.stderr
+    assert done.stderr.startswith(f"pyext: IMAGE: expected at most 89478485 pixels, {huge}: ")
+    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_other_settings_in_the_same_folder_are_refused(image, tmp_path):
+def test_other_settings_in_the_same_folder_are_refused(fit, image, tmp_path):
     folder = tmp_path / "out"
     assert fit(image, "-o", folder, "--gaussians", 50, "--steps", 3).returncode == 0
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -131,6 +167,7 @@ def test_ctrl_c_leaves_a_usable_result(image, tmp_path):
     assert {path.name for path in folder.iterdir()} == OUTPUTS
     report = json.loads((folder / "report.json").read_text())
     assert not report["facts"]["complete"] and 0 < report["facts"]["steps taken"] < 100000
+    assert report["facts"]["interrupted at step"] == report["facts"]["steps taken"]
     with Image.open(folder / "fit.png") as picture:
         assert picture.size == (64, 48)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pyext.errors import UserError
+from pyext.files import make_output_folder
 from pyext.show import show_rows
 from pyext_plugins.splat_fit import checkpoint
 from pyext_plugins.splat_fit.fitting import Fit, Settings, run
@@ -38,20 +37,21 @@ def fit(
     steps: Annotated[int, typer.Option(help="Of the optimizer.")] = Settings.steps,
     seed: Annotated[int, typer.Option(help="Of the starting places.")] = Settings.seed,
 ) -> None:
-    """Fit IMAGE and write target.png, fit.png, strip.png, gaussians.png, splats.ply, report.json.
+    """Fit IMAGE and write target.png, fit.png, strip.png, splats.ply and report.json.
 
     Run the same command again to go on after Ctrl-C or a crash: the result is the same.
     """
     settings = Settings(gaussians=gaussians, steps=steps, seed=seed)
     state = Fit(load_picture(image), settings)
-    prepare_folder(output)
-    if checkpoint.resume(state, output):
-        print(f"resuming at step {state.step} of {steps}", file=sys.stderr)
-    with interruptible() as stopped, progress_bar(state) as show:
-        run(state, saving_now_and_then(state, output, show), stopped)
-    checkpoint.save(state, output)
-    report = write_outputs(state, output)
-    report.save(output / "report.json")
+    make_output_folder(output)
+    with interruptible() as stopped:
+        if checkpoint.resume(state, output):
+            print(f"resuming at step {state.step} of {steps}", file=sys.stderr)
+        with progress_bar(state) as show:
+            run(state, saving_now_and_then(state, output, show), stopped)
+        checkpoint.save(state, output)
+        report = write_outputs(state, output)
+        report.save(output / "report.json")
     show_rows(report.rows, title=report.title)
     print(f"{output}: PSNR {report.facts['psnr']:.2f} dB after {state.step} steps")
     if not state.done:
@@ -73,13 +73,3 @@ def saving_now_and_then(
             saved = time.monotonic()
 
     return after_step
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make the folder, or say at once why results could not be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output: cannot make {folder}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--output: {folder} is not writable")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ def resume(fit: Fit, folder: Path) -> bool:
     """Bring a new fit to where the folder's checkpoint left off; False if there is none.
 
     Raises:
-        UserError: the checkpoint is of another picture or other settings, or unreadable.
+        UserError: the checkpoint is of another picture, settings or version, or unreadable.
     """
     path = folder / NAME
     if not path.exists():
@@ -55,13 +56,17 @@ def resume(fit: Fit, folder: Path) -> bool:
 def _describe(key: str, value: str | None) -> str:
     if key == "settings" and value is not None:
         return ", ".join(f"{name} {number}" for name, number in json.loads(value).items())
-    return f"the picture {value[:12]}" if value else "something else"
+    return f"{key} {value[:12]}" if value else "something else"
 
 
 def _identity(fit: Fit) -> dict[str, str]:
     digest = hashlib.sha256(repr(tuple(fit.target.shape)).encode())
     digest.update(fit.target.numpy().tobytes())
-    return {"settings": json.dumps(asdict(fit.settings)), "picture": digest.hexdigest()}
+    return {
+        "settings": json.dumps(asdict(fit.settings)),
+        "picture": digest.hexdigest(),
+        "pyext-plugins": version("pyext-plugins"),  # another version may take other steps
+    }
 
 
 def _tensors(fit: Fit) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The optimisation."""
+"""The optimisation: ``run(Fit(load_picture(path), Settings()))``."""
 
 from __future__ import annotations
 
@@ -29,12 +29,17 @@ SNAPSHOTS = (0, 1 / 64, 1 / 16, 1 / 4, 1)  # of the steps
 class Settings:
     """What a fit depends on besides the picture.
 
+    Args:
+        gaussians: how many.
+        steps: of the optimizer.
+        seed: of the starting places.
+
     Raises:
         UserError: a number is outside its range.
     """
 
     gaussians: int = 20_000
-    steps: int = 1000
+    steps: int = 500
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -46,6 +51,7 @@ class Settings:
 
     @property
     def snapshot_steps(self) -> list[int]:
+        """The steps before which the picture is kept."""
         return sorted({int(share * self.steps) for share in SNAPSHOTS})
 
 
@@ -104,14 +110,15 @@ class Fit:
 
     def _set_step_sizes(self) -> None:
         decay = LAST_STEP_SIZE ** (self.step / self.settings.steps)
-        world_per_pixel = float(self.parameters["means"][:, 2].detach().mean()) / self.camera.focal
         for group in self.optimizer.param_groups:
-            unit = world_per_pixel if group["name"] == "means" else 1.0
+            unit = self.camera.world_per_pixel if group["name"] == "means" else 1.0
             group["lr"] = STEP_SIZES[group["name"]] * unit * decay
 
 
 def run(
-    fit: Fit, on_step: Callable[[float], None], should_stop: Callable[[], bool] = lambda: False
+    fit: Fit,
+    on_step: Callable[[float], None] = lambda psnr: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Advance until the fit is done or somebody wants it to stop.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,37 +15,54 @@ from pyext.errors import UserError
 from pyext.files import whole_file
 
 MAX_SIDE = 1024  # pixels; larger pictures are scaled down
+MAX_ROW = 1200  # pixels; longer rows of pictures are scaled down
+GAP = 8  # pixels between the pictures of a row
 
 
 def load_picture(path: Path) -> Tensor:
     """Read any picture file that Pillow reads.
 
     Transparent pixels are put on black, the orientation noted by the camera is applied, and
-    pictures with a side over `MAX_SIDE` pixels are scaled down to it.
+    pictures with a side over `MAX_SIDE` pixels are scaled down to it. Of several frames the first
+    is taken.
 
     Returns:
         Colours in [0, 1], float32, [H, W, 3].
 
     Raises:
-        UserError: there is no such file, or it is not a picture.
+        UserError: there is no such file, it is not a picture, or it has more pixels than Pillow
+            thinks safe to open.
     """
     if not path.is_file():
         raise UserError(f"IMAGE: expected a picture file, {path} is not a file")
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGBA")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                image = _eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
     except UnidentifiedImageError as error:
         raise UserError(f"IMAGE: expected a picture, {path} is none that Pillow reads") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"IMAGE: {path} is too large: {error}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = Image.MAX_IMAGE_PIXELS
+        raise UserError(f"IMAGE: expected at most {limit} pixels, {path}: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"IMAGE: {path} cannot be read to its end: {error}") from error
+        raise UserError(f"IMAGE: {path} cannot be read: {error}") from error
     if not (image.width and image.height):
         raise UserError(f"IMAGE: {path} has {image.width} x {image.height} pixels")
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     black = Image.new("RGBA", image.size, (0, 0, 0, 255))
     rgb = np.asarray(Image.alpha_composite(black, image).convert("RGB"))
     return torch.from_numpy(rgb.copy()).float() / 255
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey pictures of sixteen bits scaled to eight, where Pillow would clip them to white."""
+    if image.mode == "F":
+        raise ValueError("it has floating-point pixels, expected 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    grey = np.asarray(image).astype(np.float32) / 257
+    return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
 
 
 def to_bytes(picture: Tensor) -> Tensor:
@@ -58,10 +77,20 @@ def psnr(picture: Tensor, target: Tensor) -> float:
     return 10 * float(-np.log10(max(error, 1e-12)))
 
 
-def save_png(path: Path, *pictures: Tensor) -> None:
-    """Write uint8 pictures [H, W, 3] of one height side by side, with a white gap between."""
-    height = pictures[0].shape[0]
-    gap = torch.full((height, 8, 3), 255, dtype=torch.uint8)
+def save_png(path: Path, picture: Tensor) -> None:
+    """Write a uint8 picture [H, W, 3]."""
+    _write(path, Image.fromarray(picture.numpy()))
+
+
+def save_row(path: Path, pictures: Sequence[Tensor]) -> None:
+    """Write uint8 pictures [H, W, 3] of one height side by side, at most `MAX_ROW` pixels long."""
+    gap = torch.full((pictures[0].shape[0], GAP, 3), 255, dtype=torch.uint8)
     parts = [part for picture in pictures for part in (gap, picture)][1:]
+    row = Image.fromarray(torch.cat(parts, 1).numpy())
+    row.thumbnail((MAX_ROW, row.height), Image.Resampling.LANCZOS)
+    _write(path, row)
+
+
+def _write(path: Path, image: Image.Image) -> None:
     with whole_file(path) as temporary:
-        Image.fromarray(torch.cat(parts, 1).numpy()).save(temporary, format="PNG")
+        image.save(temporary, format="PNG")

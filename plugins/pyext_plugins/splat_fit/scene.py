@@ -19,7 +19,7 @@ SH_DC = 0.28209479177387814  # the constant spherical harmonic: colour = 0.5 + S
 UNIFORM_SHARE = 0.3  # of the starting places; the others follow the picture's edges
 SMALLEST, LARGEST = 0.7, 20.0  # pixels, of the starting standard deviations
 
-# Unconstrained parameters by name, each [N, ...]: means [N, 3]; log_scales [N, 3]; quats [N, 4],
+# Unconstrained parameters by name, float32: means [N, 3]; log_scales [N, 3]; quats [N, 4],
 # (w, x, y, z); logit_opacities [N]; dc [N, 3].
 Parameters = dict[str, Tensor]
 
@@ -37,6 +37,11 @@ class Camera:
         return float(max(self.width, self.height))
 
     @property
+    def world_per_pixel(self) -> float:
+        """The size of a pixel where the slab begins, in world units."""
+        return DISTANCE / self.focal
+
+    @property
     def intrinsics(self) -> Tensor:
         """[3, 3], in pixels."""
         f = self.focal
@@ -47,7 +52,12 @@ def start(picture: Tensor, gaussians: int, seed: int) -> Parameters:
     """Round, half-transparent Gaussians in the colours of the picture [H, W, 3].
 
     Places are drawn in proportion to the gradient of brightness, mixed with a uniform share; sizes
-    follow from how densely a place is drawn.
+    follow from how densely a place is drawn. The same arguments give the same bits.
+
+    Args:
+        picture: colours in [0, 1], float32, [H, W, 3].
+        gaussians: how many, N.
+        seed: of the random places.
     """
     height, width, _ = picture.shape
     camera = Camera(width, height)
@@ -92,7 +102,8 @@ def render(parameters: Parameters, camera: Camera, shrink: float = 1.0) -> Tenso
         quats=parameters["quats"],
         scales=parameters["log_scales"].exp() * shrink,
         opacities=parameters["logit_opacities"].sigmoid(),
-        colors=0.5 + SH_DC * parameters["dc"],
+        # Viewers cut negative colours off; what is fitted must be what they show.
+        colors=(0.5 + SH_DC * parameters["dc"]).clamp(min=0),
         viewmats=torch.eye(4)[None],
         Ks=camera.intrinsics[None],
         width=camera.width,
