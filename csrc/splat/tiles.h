@@ -54,19 +54,31 @@ PYEXT_HD int32_t clamp_tile(S tile, int32_t lo, int32_t hi) {
   return int32_t(vmin(vmax(tile, S(lo)), S(hi)));
 }
 
-// Calls visit(tile) for every tile the Gaussian `id` reaches, in ascending order.
-template <class T, class Visit>
-PYEXT_HD void for_each_tile(const BinArgs<T>& args, int32_t tiles_x, int32_t tiles_y, int32_t id,
-                            Visit visit) {
+// The rows of tiles [lo, hi) that the Gaussian's bounding box reaches; none where it is culled.
+template <class T>
+PYEXT_HD void tile_rows(const BinArgs<T>& args, int32_t tiles_y, int32_t id, int32_t* lo,
+                        int32_t* hi) {
   const int32_t radius_x = args.radii[2 * int64_t(id)], radius_y = args.radii[2 * int64_t(id) + 1];
-  if (radius_x <= 0 || radius_y <= 0) return;
+  const T v = args.means2d[2 * int64_t(id) + 1], scale = T(1) / T(kTile);
+  const bool visible = radius_x > 0 && radius_y > 0;
+  *lo = visible ? clamp_tile((v - T(radius_y)) * scale, 0, tiles_y) : 0;
+  *hi = visible ? clamp_tile(vceil((v + T(radius_y)) * scale), 0, tiles_y) : 0;
+}
+
+// Calls visit(first, count) for every run of tiles the Gaussian `id` reaches in a row of them, in
+// ascending order.
+template <class T, class Visit>
+PYEXT_HD void for_each_tile_run(const BinArgs<T>& args, int32_t tiles_x, int32_t tiles_y,
+                                int32_t id, Visit visit) {
+  int32_t y_lo, y_hi;
+  tile_rows(args, tiles_y, id, &y_lo, &y_hi);
+  if (y_lo >= y_hi) return;
+  const int32_t radius_x = args.radii[2 * int64_t(id)];
   const T u = args.means2d[2 * int64_t(id)], v = args.means2d[2 * int64_t(id) + 1];
   const T* conic = args.conics + 3 * int64_t(id);
   const T tile = T(kTile), scale = T(1) / tile, half = T(0.5);
   const int32_t x_lo = clamp_tile((u - T(radius_x)) * scale, 0, tiles_x);
   const int32_t x_hi = clamp_tile(vceil((u + T(radius_x)) * scale), 0, tiles_x);
-  const int32_t y_lo = clamp_tile((v - T(radius_y)) * scale, 0, tiles_y);
-  const int32_t y_hi = clamp_tile(vceil((v + T(radius_y)) * scale), 0, tiles_y);
   const T level = T(2) * vlog(args.opacities[id] * T(1.0 / kAlphaMin));
   const Ellipse<T> ellipse = make_ellipse(u, v, conic[0], conic[1], conic[2], level);
   const int64_t first = id / args.gaussians * int64_t(tiles_x) * tiles_y;
@@ -77,8 +89,17 @@ PYEXT_HD void for_each_tile(const BinArgs<T>& args, int32_t tiles_x, int32_t til
     // The pixel with its centre at j + 0.5 belongs to tile floor(j / kTile).
     const int32_t lo = clamp_tile((left - half) * scale, x_lo, x_hi);
     const int32_t hi = clamp_tile((right - half) * scale + T(1), x_lo, x_hi);
-    for (int32_t x = lo; x < hi; ++x) visit(first + int64_t(row) * tiles_x + x);
+    if (lo < hi) visit(first + int64_t(row) * tiles_x + lo, hi - lo);
   }
+}
+
+// Calls visit(tile) for every tile the Gaussian `id` reaches, in ascending order.
+template <class T, class Visit>
+PYEXT_HD void for_each_tile(const BinArgs<T>& args, int32_t tiles_x, int32_t tiles_y, int32_t id,
+                            Visit visit) {
+  for_each_tile_run(args, tiles_x, tiles_y, id, [&](int64_t first, int32_t count) {
+    for (int32_t x = 0; x < count; ++x) visit(first + x);
+  });
 }
 
 }  // namespace pyext::splat
