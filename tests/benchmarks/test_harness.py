@@ -59,6 +59,17 @@ def test_a_quick_one_samples_several_times_in_its_turn(clock):
     assert clock.log[:5] == ["quick"] * 4 + ["slow"]
 
 
+def test_the_first_of_several_samples_in_a_turn_does_not_count(clock):
+    cold = iter([9.0, 1.0, 1.0, 1.0] * 100)
+
+    def quick():
+        clock.now += TURN_SECONDS * 0.3  # four in a turn
+        return next(cold)
+
+    (result,) = interleave([quick], 1.0, clock, lambda done: None)
+    assert len(result) >= 9 and set(result) == {1.0}
+
+
 def test_a_slow_one_waits_until_the_others_caught_up_and_still_gets_its_samples(clock):
     quick, slow = interleave(
         [sample(clock, "quick", 0.25), sample(clock, "slow", 4.0)], 9.0, clock, lambda done: None
