@@ -15,11 +15,11 @@ from benchmarks.turns import (
     Sample,
     at_threads,
     interleave,
-    intraop_threads,
     summarize,
     timed,
     wall_clock,
 )
+from pyext.runtime import use_threads
 
 Progress = Callable[[str, float], None]
 
@@ -116,7 +116,7 @@ def prepare(
             left_out.append(replace(row, skipped=str(reason)))
             continue
         for count in threads:
-            with intraop_threads(count):
+            with use_threads(count):
                 checked = check(replace(row, threads=count), run(), expected, family.tolerance)
             if checked.wrong:
                 left_out.append(checked)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-
-import torch
+from collections.abc import Callable, Sequence
 
 from benchmarks.harness import Run, Timing
+from pyext.runtime import use_threads
 
 Clock = Callable[[], float]
 Sample = Callable[[], float]
@@ -58,22 +56,11 @@ def summarize(samples: Sequence[float]) -> Timing:
     return Timing(median=median, lower=lower, upper=upper, runs=len(samples))
 
 
-@contextmanager
-def intraop_threads(count: int) -> Iterator[None]:
-    """Run a block at a number of intra-op threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def at_threads(count: int, sample: Sample) -> Sample:
     """The same sample, taken at a number of intra-op threads."""
 
     def sample_at_threads() -> float:
-        with intraop_threads(count):
+        with use_threads(count):
             return sample()
 
     return sample_at_threads

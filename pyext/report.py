@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,9 +34,11 @@ class Claim:
         return self.measured <= self.wanted
 
     def as_json(self) -> dict[str, Value]:
+        # JSON has no word for what is not finite.
+        finite = self.measured is None or math.isfinite(self.measured)
         return {
             "text": self.text,
-            "measured": self.measured,
+            "measured": self.measured if finite else str(self.measured),
             "relation": self.relation,
             "wanted": self.wanted,
             "held": self.held,

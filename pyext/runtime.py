@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from pyext._load import load
 
 _C = load()
@@ -39,6 +41,17 @@ def use_isa(name: str) -> Iterator[None]:
         yield
     finally:
         _C.set_isa(before)
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Run the kernels, and torch, on a number of intra-op threads inside a ``with`` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build_info() -> dict[str, str]:

@@ -13,12 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_it_names_versions_and_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with runtime.use_threads(2):
         facts = environment.describe()
-    finally:
-        torch.set_num_threads(before)
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["instruction set"] == runtime.isa()
     assert facts["threads"] == facts["threads running"] == 2

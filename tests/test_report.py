@@ -21,6 +21,11 @@ def test_not_a_number_never_holds():
     assert Claim("x", float("nan"), "<=", 2).held is False
 
 
+def test_what_is_not_finite_is_a_word_in_json():
+    assert Claim("x", float("nan"), ">=", 2).as_json()["measured"] == "nan"
+    assert Claim("x", float("inf"), ">=", 2).as_json()["held"] is True
+
+
 def test_a_report_is_json(tmp_path):
     report = Report("t", [{"a": 1, "b": None}], pictures={"p": tmp_path / "sub" / "p.png"})
     report.save(tmp_path / "report.json")

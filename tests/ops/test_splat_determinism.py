@@ -1,23 +1,11 @@
 """The same bits on any number of threads, at every repetition, on every instruction set."""
 
-import contextlib
-
 import pytest
 import torch
 
 from pyext import _C, runtime
 from pyext.ops.splat import rasterization
 from tests.ops.splat_scenes import random_scene, random_weights, run
-
-
-@contextlib.contextmanager
-def threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def everything(scene):
@@ -48,10 +36,10 @@ SCENES = {
 def test_threads_and_repetitions(name, isa):
     scene = random_scene(**SCENES[name])
     with runtime.use_isa(isa):
-        with threads(1):
+        with runtime.use_threads(1):
             expected = everything(scene)
         for count in (1, 2, 4):
-            with threads(count):
+            with runtime.use_threads(count):
                 for _ in range(3):
                     assert_same_bits(everything(scene), expected)
 
@@ -99,7 +87,7 @@ def test_use_isa_restores_and_refuses():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_torch_sets_the_number_of_threads(count):
-    with threads(count):
+    with runtime.use_threads(count):
         assert _C.running_threads() == count
 
 

@@ -1,6 +1,7 @@
 // Front-to-back compositing of one tile per task.
 #pragma once
 
+#include "splat/channels.h"
 #include "splat/cpu/march.h"
 #include "splat/cpu/schedule.h"
 
@@ -109,22 +110,6 @@ void composite_tile(const CompositeArgs<T>& args, int64_t tile, TileState<T>& st
 }
 
 template <class T>
-auto composite_tile_for(int64_t channels) {
-  switch (channels) {
-    case 1:
-      return composite_tile<T, 1>;
-    case 2:
-      return composite_tile<T, 2>;
-    case 3:
-      return composite_tile<T, 3>;
-    case 4:
-      return composite_tile<T, 4>;
-    default:
-      return composite_tile<T, 0>;
-  }
-}
-
-template <class T>
 int64_t tile_count(const CompositeArgs<T>& args) {
   return args.images * ((args.width + kTile - 1) / kTile) * ((args.height + kTile - 1) / kTile);
 }
@@ -134,7 +119,8 @@ void composite(const CompositeArgs<T>& args, const Context& context) {
   const int64_t colour_size = kTile * args.channels * kLanes;
   auto* colours = static_cast<T*>(
       context.scratch(context.owner, thread_count() * colour_size * int64_t(sizeof(T))));
-  const auto run = composite_tile_for<T>(args.channels);
+  const auto run =
+      with_channels(args.channels, [](auto d) { return &composite_tile<T, decltype(d)::value>; });
   for_each_tile_in_parallel(args.tile_offsets, 0, tile_count(args), context,
                             [&](int64_t tile, int worker) {
                               TileState<T> state;

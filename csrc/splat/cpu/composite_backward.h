@@ -215,22 +215,6 @@ void composite_tile_backward(const CompositeBackwardArgs<T>& args, int64_t tile,
   }
 }
 
-template <class T>
-auto composite_tile_backward_for(int64_t channels) {
-  switch (channels) {
-    case 1:
-      return composite_tile_backward<T, 1>;
-    case 2:
-      return composite_tile_backward<T, 2>;
-    case 3:
-      return composite_tile_backward<T, 3>;
-    case 4:
-      return composite_tile_backward<T, 4>;
-    default:
-      return composite_tile_backward<T, 0>;
-  }
-}
-
 // Adds the slots of entries below `band_end` to the gradients of the Gaussian at rank r.
 template <class T>
 void gather_slots(const CompositeBackwardArgs<T>& args, int64_t r, const T* slots,
@@ -324,7 +308,8 @@ void composite_backward(const CompositeBackwardArgs<T>& args, const Context& con
       static_cast<int64_t*>(context.scratch(context.owner, ranks * int64_t(sizeof(int64_t))));
   memcpy(cursors, args.starts, size_t(ranks) * sizeof(int64_t));
   const BackwardScratch<T> scratch(f, longest, context);
-  const auto run = composite_tile_backward_for<T>(f.channels);
+  const auto run = with_channels(
+      f.channels, [](auto d) { return &composite_tile_backward<T, decltype(d)::value>; });
 
   for (int64_t tile = 0, next; tile < tiles; tile = next) {
     next = band_end(tile);

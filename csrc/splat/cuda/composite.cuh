@@ -1,6 +1,7 @@
 // Front-to-back compositing, one tile a block.
 #pragma once
 
+#include "splat/channels.h"
 #include "splat/cuda/march.cuh"
 
 namespace pyext::splat::cuda {
@@ -117,25 +118,11 @@ inline unsigned tile_count(const CompositeArgs<float>& args) {
   return unsigned(args.images * tiles_x * tiles_y);
 }
 
-template <int D>
-void launch_composite(const CompositeArgs<float>& args, const Context& context) {
-  PYEXT_LAUNCH(composite_kernel<D>, tile_count(args), kTileThreads, cudaStream_t(context.stream),
-               args);
-}
-
 inline void composite(const CompositeArgs<float>& args, const Context& context) {
-  switch (args.channels) {
-    case 1:
-      return launch_composite<1>(args, context);
-    case 2:
-      return launch_composite<2>(args, context);
-    case 3:
-      return launch_composite<3>(args, context);
-    case 4:
-      return launch_composite<4>(args, context);
-    default:
-      return launch_composite<0>(args, context);
-  }
+  with_channels(args.channels, [&](auto d) {
+    PYEXT_LAUNCH(composite_kernel<decltype(d)::value>, tile_count(args), kTileThreads,
+                 cudaStream_t(context.stream), args);
+  });
 }
 
 }  // namespace pyext::splat::cuda

@@ -248,13 +248,6 @@ __global__ void __launch_bounds__(kGatherThreads)
   args.g_opacities[id] = m[0] == 0.0f ? 0.0f : m[0] / f.opacities[id];
 }
 
-template <int D>
-void launch_composite_backward(const CompositeBackwardArgs<float>& args, const Context& context,
-                               float* slots) {
-  PYEXT_LAUNCH(composite_backward_kernel<D>, tile_count(args.forward), kTileThreads,
-               cudaStream_t(context.stream), args, slots);
-}
-
 inline void composite_backward(const CompositeBackwardArgs<float>& args, const Context& context) {
   const CompositeArgs<float>& f = args.forward;
   const auto stream = cudaStream_t(context.stream);
@@ -263,22 +256,10 @@ inline void composite_backward(const CompositeBackwardArgs<float>& args, const C
   auto* moment_sums = scratch_array<float>(context, ranks * kMoments);
   check_cuda(cudaMemsetAsync(slots, 0, size_t(f.entries * stride) * sizeof(float), stream),
              "clear the slots");
-  switch (f.channels) {
-    case 1:
-      launch_composite_backward<1>(args, context, slots);
-      break;
-    case 2:
-      launch_composite_backward<2>(args, context, slots);
-      break;
-    case 3:
-      launch_composite_backward<3>(args, context, slots);
-      break;
-    case 4:
-      launch_composite_backward<4>(args, context, slots);
-      break;
-    default:
-      launch_composite_backward<0>(args, context, slots);
-  }
+  with_channels(f.channels, [&](auto d) {
+    PYEXT_LAUNCH(composite_backward_kernel<decltype(d)::value>, tile_count(f), kTileThreads, stream,
+                 args, slots);
+  });
   PYEXT_LAUNCH(gather_kernel, blocks_for(ranks * stride, kGatherThreads), kGatherThreads, stream,
                args, slots, moment_sums);
   PYEXT_LAUNCH(finish_kernel, blocks_for(ranks, kGatherThreads), kGatherThreads, stream, args,
