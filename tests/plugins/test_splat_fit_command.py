@@ -142,6 +142,33 @@ def test_other_settings_in_the_same_folder_are_refused(fit, image, tmp_path):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["target.png", "report.json"])
+def test_files_of_the_user_are_not_overwritten(fit, image, tmp_path, name):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    own = folder / name
+    own.write_bytes(image.read_bytes())
+    done = fit(image, "-o", folder, "--gaussians", 5, "--steps", 1)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"pyext: --output: {folder} already holds {name}, which is not of a fit; choose another "
+        "folder\n"
+    )
+    assert own.read_bytes() == image.read_bytes() and len(list(folder.iterdir())) == 1
+
+
+def test_a_full_disk_is_one_line(fit, image, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pyext_plugins.splat_fit.checkpoint.save", fail)
+    done = fit(image, "-o", tmp_path / "out", "--gaussians", 5, "--steps", 1)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"pyext: --output: cannot write to {tmp_path}/out: [Errno 28] No space left on device"
+    )
+
+
 def wait_for(condition):
     for _ in range(600):
         if condition():

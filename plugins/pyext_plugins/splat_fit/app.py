@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from safetensors import SafetensorError
 
+from pyext.errors import UserError
 from pyext.files import make_output_folder
 from pyext.show import show_rows
 from pyext_plugins.splat_fit import checkpoint
 from pyext_plugins.splat_fit.fitting import Fit, Settings, run
-from pyext_plugins.splat_fit.outputs import write_outputs
+from pyext_plugins.splat_fit.outputs import OUTPUT_NAMES, write_outputs
 from pyext_plugins.splat_fit.picture import load_picture
 from pyext_plugins.splat_fit.progress import interruptible, progress_bar
 
@@ -44,7 +47,8 @@ def fit(
     settings = Settings(gaussians=gaussians, steps=steps, seed=seed)
     state = Fit(load_picture(image), settings)
     make_output_folder(output)
-    with interruptible() as stopped:
+    refuse_files_of_others(output)
+    with interruptible() as stopped, one_line_if_unwritable(output):
         if checkpoint.resume(state, output):
             print(f"resuming at step {state.step} of {steps}", file=sys.stderr)
         with progress_bar(state) as show:
@@ -73,3 +77,24 @@ def saving_now_and_then(
             saved = time.monotonic()
 
     return after_step
+
+
+def refuse_files_of_others(folder: Path) -> None:
+    """Without a checkpoint of a fit, files that bear the names of its results are the user's."""
+    if (folder / checkpoint.NAME).exists():
+        return
+    taken = [name for name in (*OUTPUT_NAMES, "report.json") if (folder / name).exists()]
+    if taken:
+        raise UserError(
+            f"--output: {folder} already holds {taken[0]}, which is not of a fit; choose another "
+            "folder"
+        )
+
+
+@contextmanager
+def one_line_if_unwritable(folder: Path) -> Iterator[None]:
+    """A full disk is the user's to mend, not a traceback."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--output: cannot write to {folder}: {error}") from error

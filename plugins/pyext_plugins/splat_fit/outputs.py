@@ -12,16 +12,19 @@ from pyext_plugins.splat_fit.fitting import Fit
 from pyext_plugins.splat_fit.picture import psnr, save_png, save_row, to_bytes
 from pyext_plugins.splat_fit.ply import write_ply
 
+OUTPUT_NAMES = ("target.png", "fit.png", "strip.png", "splats.ply")
+
 
 def write_outputs(fit: Fit, folder: Path) -> Report:
     """Write target.png, fit.png, strip.png and splats.ply; return the report on them."""
+    target_file, fit_file, strip_file, scene_file = (folder / name for name in OUTPUT_NAMES)
     final = to_bytes(fit.picture())
     seen = {step: picture for step, picture in fit.snapshots.items() if step < fit.step}
     seen[fit.step] = final
-    save_png(folder / "target.png", to_bytes(fit.target))
-    save_png(folder / "fit.png", final)
-    save_row(folder / "strip.png", [seen[step] for step in sorted(seen)])
-    write_ply(folder / "splats.ply", fit.parameters)
+    save_png(target_file, to_bytes(fit.target))
+    save_png(fit_file, final)
+    save_row(strip_file, [seen[step] for step in sorted(seen)])
+    write_ply(scene_file, fit.parameters)
     return Report(
         title=f"{fit.camera.width} x {fit.camera.height} pixels, "
         f"{fit.settings.gaussians} Gaussians",
@@ -30,9 +33,9 @@ def write_outputs(fit: Fit, folder: Path) -> Report:
             for step in sorted(seen)
         ],
         pictures={
-            "target": folder / "target.png",
-            "fit": folder / "fit.png",
-            "from start to end": folder / "strip.png",
+            "target": target_file,
+            "fit": fit_file,
+            "from start to end": strip_file,
         },
         facts=_facts(fit),
     )
