@@ -34,19 +34,15 @@ def missing_requirements(owner: Distribution, extra: str | None) -> list[str]:
         seen.add((current.name, current_extra))
         for line in current.requires or []:
             requirement = Requirement(line)
+            shown = f"{requirement.name}{requirement.specifier}"
             if requirement.marker and not requirement.marker.evaluate({"extra": current_extra}):
                 continue
             try:
                 found = distribution(requirement.name)
             except PackageNotFoundError:
-                missing.append(_shown(requirement.name, str(requirement.specifier)))
+                missing.append(shown)
                 continue
             if not requirement.specifier.contains(found.version, prereleases=True):
-                shown = _shown(requirement.name, str(requirement.specifier))
                 missing.append(f"{shown} (there is {found.version})")
             waiting += [(found, name) for name in sorted(requirement.extras)]
     return missing
-
-
-def _shown(name: str, specifier: str) -> str:
-    return name + specifier
