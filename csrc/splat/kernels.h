@@ -1,7 +1,7 @@
 // The contract between the torch binding and every backend of the family `splat`.
 //
 // A backend (one CPU instruction set, or CUDA) fills one table of function pointers. It sees raw
-// pointers and sizes only: shapes, dtypes and contiguity were checked by bind.cpp. All arrays are
+// pointers and sizes only: shapes, dtypes and contiguity were checked by bind/. All arrays are
 // contiguous. B batches, C cameras, N Gaussians, I = B * C images, D feature channels.
 #pragma once
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,20 @@ from pyext.interface.splat_checks import check_arguments, check_supported
 
 TILE = 16
 ALPHA_MAX = 0.999
+
+
+class TileLists(NamedTuple):
+    """Which Gaussians reach which tile of 16 x 16 pixels, front to back: what `bin` returns.
+
+    I images, N Gaussians, M entries (pairs of a tile and a Gaussian). Flat ids are i N + n.
+    """
+
+    tile_offsets: Tensor  # [I tiles + 1] int64: first entry of each tile
+    tile_ids: Tensor  # [M] int32: flat ids, tile by tile, front to back within a tile
+    order: Tensor  # [I N] int32: flat ids, image by image, visible ones first, front to back
+    starts: Tensor  # [I N + 1] int64: entries of order[r] are entries_of[starts[r]:starts[r + 1]]
+    entries_of: Tensor  # [M] int32: for each Gaussian in `order`, its positions in tile_ids
+
 
 Rasterization = Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
 
@@ -151,14 +165,16 @@ def make_rasterization(
         flat_means2d = means2d.reshape(images, N, 2)
         flat_conics = conics.reshape(images, N, 3)
         flat_opacities = per_image.reshape(images, N)
-        lists = bin(
-            flat_means2d,
-            radii.reshape(images, N, 2),
-            depths.reshape(images, N),
-            flat_conics,
-            flat_opacities,
-            width,
-            height,
+        lists = TileLists(
+            *bin(
+                flat_means2d,
+                radii.reshape(images, N, 2),
+                depths.reshape(images, N),
+                flat_conics,
+                flat_opacities,
+                width,
+                height,
+            )
         )
         out, transmittance, _ = composite(
             flat_means2d, flat_conics, flat_opacities, features, *lists, width, height, ALPHA_MAX
@@ -170,7 +186,6 @@ def make_rasterization(
         render_colors = out.reshape(*batch, C, height, width, D)
         render_alphas = (1 - transmittance).reshape(*batch, C, height, width, 1)
 
-        tile_offsets, tile_ids = lists[0], lists[1]
         tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
         meta = {
             "radii": radii.reshape(*batch, C, N, 2),
@@ -178,8 +193,8 @@ def make_rasterization(
             "depths": depths.reshape(*batch, C, N),
             "conics": conics.reshape(*batch, C, N, 3),
             "opacities": per_image.reshape(*batch, C, N),
-            "isect_offsets": tile_offsets[:-1].reshape(*batch, C, tiles_y, tiles_x),
-            "flatten_ids": tile_ids,
+            "isect_offsets": lists.tile_offsets[:-1].reshape(*batch, C, tiles_y, tiles_x),
+            "flatten_ids": lists.tile_ids,
             "tile_width": tiles_x,
             "tile_height": tiles_y,
             "tile_size": TILE,
@@ -187,6 +202,8 @@ def make_rasterization(
             "height": height,
             "n_batches": B,
             "n_cameras": C,
+            "tile_lists": lists,
+            "alpha_max": ALPHA_MAX,
         }
         return render_colors, render_alphas, meta
 

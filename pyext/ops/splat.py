@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from pyext.interface.splat import make_rasterization
-from pyext.ops import _splat_autograd  # noqa: F401  (registers fake kernels and gradients)
+from pyext.ops import _splat  # noqa: F401  (registers fake kernels and gradients)
 from pyext.ops._autocast import float32_under_autocast
 
 _ops = torch.ops.pyext

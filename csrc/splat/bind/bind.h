@@ -1,0 +1,68 @@
+// What the bindings of the family `splat` share: the backend of a tensor, and checks.
+#pragma once
+
+#include "core/torch_glue.h"
+#include "splat/kernels.h"
+
+namespace pyext::splat {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// The kernels that run on the tensor's device.
+const Backend& backend_for(const Tensor& tensor);
+
+template <class T>
+const Kernels<T>& kernels_for(const Tensor& tensor) {
+  const Backend& backend = backend_for(tensor);
+  if constexpr (std::is_same_v<T, double>) {
+    TORCH_CHECK_TYPE(backend.f64, "means: float64 is computed on the CPU only, got ",
+                     tensor.device());
+    return *backend.f64;
+  } else {
+    return *backend.f32;
+  }
+}
+
+// Runs body(T{}) for the tensor's floating-point type.
+template <class Body>
+void dispatch(const Tensor& tensor, const char* name, Body body) {
+  const c10::OptionalDeviceGuard guard(tensor.device());
+  if (tensor.scalar_type() == at::kFloat)
+    body(float());
+  else if (tensor.scalar_type() == at::kDouble)
+    body(double());
+  else
+    TORCH_CHECK_TYPE(false, name, ": expected dtype float32 or float64, got ",
+                     tensor.scalar_type());
+}
+
+Context context_for(const Tensor& tensor, Scratch& scratch);
+
+// A side of the image as the kernels take it, checked.
+int32_t image_side(int64_t size, const char* name);
+
+// Number of tiles of so many images.
+int64_t tiles_of(int64_t images, int64_t width, int64_t height);
+
+// The tensor, checked against `like` and the shape, contiguous; undefined when not given.
+Tensor dense(const OptionalTensor& tensor, const char* name, const Tensor& like,
+             const char* like_name, at::IntArrayRef shape);
+
+// The same for integers: indices, lists, radii.
+Tensor dense_integers(const Tensor& tensor, const char* name, at::ScalarType type,
+                      const Tensor& like, const char* like_name, at::IntArrayRef shape);
+
+// Defines schemas with `define(m)` and gives them `implement(m)` on every device there is.
+#if defined(PYEXT_WITH_CUDA)
+#define PYEXT_SPLAT_OPS(define, implement)            \
+  TORCH_LIBRARY_FRAGMENT(pyext, m) { define(m); }     \
+  TORCH_LIBRARY_IMPL(pyext, CPU, m) { implement(m); } \
+  TORCH_LIBRARY_IMPL(pyext, CUDA, m) { implement(m); }
+#else
+#define PYEXT_SPLAT_OPS(define, implement)        \
+  TORCH_LIBRARY_FRAGMENT(pyext, m) { define(m); } \
+  TORCH_LIBRARY_IMPL(pyext, CPU, m) { implement(m); }
+#endif
+
+}  // namespace pyext::splat

@@ -1,0 +1,147 @@
+// Torch ops: compositing, and its gradient.
+#include "splat/bind/bind.h"
+
+namespace pyext::splat {
+namespace {
+
+// The inputs of the compositor, checked and contiguous.
+struct CompositeInputs {
+  int64_t I, N, D;
+  int32_t width, height;
+  Tensor means2d, conics, opacities, features, tile_offsets, tile_ids;
+
+  CompositeInputs(const Tensor& means2d_, const Tensor& conics_, const Tensor& opacities_,
+                  const Tensor& features_, const Tensor& tile_offsets_, const Tensor& tile_ids_,
+                  int64_t width_, int64_t height_)
+      : width(image_side(width_, "width")), height(image_side(height_, "height")) {
+    check_shape(means2d_, "means2d", {-1, -1, 2});
+    I = means2d_.size(0);
+    N = means2d_.size(1);
+    check_shape(features_, "features", {I, N, -1});
+    D = features_.size(2);
+    TORCH_CHECK_VALUE(D >= 1, "features: expected at least one channel, got ", features_.sizes());
+    means2d = means2d_.contiguous();
+    conics = dense(conics_, "conics", means2d, "means2d", {I, N, 3});
+    opacities = dense(opacities_, "opacities", means2d, "means2d", {I, N});
+    features = dense(features_, "features", means2d, "means2d", {I, N, D});
+    tile_offsets = dense_integers(tile_offsets_, "tile_offsets", at::kLong, means2d, "means2d",
+                                  {tiles_of(I, width, height) + 1});
+    tile_ids = dense_integers(tile_ids_, "tile_ids", at::kInt, means2d, "means2d", {-1});
+  }
+
+  template <class T>
+  CompositeArgs<T> args(double alpha_max) const {
+    CompositeArgs<T> a{};
+    a.images = I;
+    a.gaussians = N;
+    a.channels = D;
+    a.means2d = data<T>(means2d);
+    a.conics = data<T>(conics);
+    a.opacities = data<T>(opacities);
+    a.features = data<T>(features);
+    a.tile_offsets = data<int64_t>(tile_offsets);
+    a.tile_ids = data<int32_t>(tile_ids);
+    a.entries = tile_ids.numel();
+    a.width = width;
+    a.height = height;
+    a.alpha_max = T(alpha_max);
+    return a;
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> splat_composite(const Tensor& means2d, const Tensor& conics,
+                                                   const Tensor& opacities, const Tensor& features,
+                                                   const Tensor& tile_offsets,
+                                                   const Tensor& tile_ids, const Tensor& /*order*/,
+                                                   const Tensor& /*starts*/,
+                                                   const Tensor& /*entries_of*/, int64_t width,
+                                                   int64_t height, double alpha_max) {
+  const CompositeInputs in(means2d, conics, opacities, features, tile_offsets, tile_ids, width,
+                           height);
+  const auto options = in.means2d.options();
+  Tensor out = at::empty({in.I, in.height, in.width, in.D}, options);
+  Tensor transmittance = at::empty({in.I, in.height, in.width}, options);
+  Tensor last = at::empty({in.I, in.height, in.width}, options.dtype(at::kInt));
+  Scratch scratch(in.means2d);
+  dispatch(in.means2d, "means2d", [&](auto zero) {
+    using T = decltype(zero);
+    if (in.I == 0) return;
+    CompositeArgs<T> args = in.args<T>(alpha_max);
+    args.out = data<T>(out);
+    args.transmittance = data<T>(transmittance);
+    args.last = data<int32_t>(last);
+    kernels_for<T>(in.means2d).composite(args, context_for(in.means2d, scratch));
+  });
+  return {out, transmittance, last};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> splat_composite_backward(
+    const Tensor& means2d, const Tensor& conics, const Tensor& opacities, const Tensor& features,
+    const Tensor& tile_offsets, const Tensor& tile_ids, const Tensor& order_, const Tensor& starts_,
+    const Tensor& entries_of_, int64_t width, int64_t height, double alpha_max,
+    const Tensor& transmittance_, const Tensor& last_, const Tensor& g_out_,
+    const Tensor& g_transmittance_) {
+  const CompositeInputs in(means2d, conics, opacities, features, tile_offsets, tile_ids, width,
+                           height);
+  const int64_t H = in.height, W = in.width;
+  auto integers = [&](const Tensor& tensor, const char* name, at::ScalarType type,
+                      at::IntArrayRef shape) {
+    return dense_integers(tensor, name, type, means2d, "means2d", shape);
+  };
+  const Tensor order = integers(order_, "order", at::kInt, {in.I * in.N});
+  const Tensor starts = integers(starts_, "starts", at::kLong, {in.I * in.N + 1});
+  const Tensor entries_of = integers(entries_of_, "entries_of", at::kInt, {in.tile_ids.numel()});
+  const Tensor last = integers(last_, "last", at::kInt, {in.I, H, W});
+  const Tensor transmittance =
+      dense(transmittance_, "transmittance", means2d, "means2d", {in.I, H, W});
+  const Tensor g_out = dense(g_out_, "g_out", means2d, "means2d", {in.I, H, W, in.D});
+  const Tensor g_transmittance =
+      dense(g_transmittance_, "g_transmittance", means2d, "means2d", {in.I, H, W});
+  Tensor g_means2d = at::empty_like(in.means2d), g_conics = at::empty_like(in.conics);
+  Tensor g_opacities = at::empty_like(in.opacities), g_features = at::empty_like(in.features);
+  Scratch scratch(in.means2d);
+  dispatch(in.means2d, "means2d", [&](auto zero) {
+    using T = decltype(zero);
+    if (in.I * in.N == 0) return;
+    CompositeBackwardArgs<T> args{};
+    args.forward = in.args<T>(alpha_max);
+    args.forward.transmittance = data<T>(transmittance);
+    args.forward.last = data<int32_t>(last);
+    args.order = data<int32_t>(order);
+    args.starts = data<int64_t>(starts);
+    args.entries_of = data<int32_t>(entries_of);
+    args.g_out = data<T>(g_out);
+    args.g_transmittance = data<T>(g_transmittance);
+    args.g_means2d = data<T>(g_means2d);
+    args.g_conics = data<T>(g_conics);
+    args.g_opacities = data<T>(g_opacities);
+    args.g_features = data<T>(g_features);
+    kernels_for<T>(in.means2d).composite_backward(args, context_for(in.means2d, scratch));
+  });
+  return {g_means2d, g_conics, g_opacities, g_features};
+}
+
+void define(torch::Library& m) {
+  m.def(
+      "splat_composite(Tensor means2d, Tensor conics, Tensor opacities, Tensor features, "
+      "Tensor tile_offsets, Tensor tile_ids, Tensor order, Tensor starts, Tensor entries_of, "
+      "int width, int height, float alpha_max) "
+      "-> (Tensor out, Tensor transmittance, Tensor last)");
+  m.def(
+      "splat_composite_backward(Tensor means2d, Tensor conics, Tensor opacities, "
+      "Tensor features, Tensor tile_offsets, Tensor tile_ids, Tensor order, Tensor starts, "
+      "Tensor entries_of, int width, int height, float alpha_max, Tensor transmittance, "
+      "Tensor last, Tensor g_out, Tensor g_transmittance) "
+      "-> (Tensor g_means2d, Tensor g_conics, Tensor g_opacities, Tensor g_features)");
+}
+
+void implement(torch::Library& m) {
+  m.impl("splat_composite", &splat_composite);
+  m.impl("splat_composite_backward", &splat_composite_backward);
+}
+
+}  // namespace
+
+PYEXT_SPLAT_OPS(define, implement)
+
+}  // namespace pyext::splat
