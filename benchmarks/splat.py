@@ -14,7 +14,9 @@ from torch import Tensor
 from benchmarks import splat_work
 from benchmarks.harness import Case, Family, Outputs, Row, Run, Unavailable
 from benchmarks.scenes import Scene, surfaces
-from pyext.interface.splat import ALPHA_MAX, make_rasterization
+from pyext.interface.splat import make_rasterization
+from pyext.interface.splat_dialects import DIALECTS
+from pyext.interface.splat_stages import Stages
 from pyext.ops.splat import rasterization
 from pyext.reference import splat as reference
 from pyext.report import Claim
@@ -79,7 +81,7 @@ def composite_task(scene: Scene) -> Task:
         calls.append(arguments)
         return ops.splat_composite(*arguments)
 
-    recording = make_rasterization(ops.splat_project, ops.splat_bin, record)
+    recording = make_rasterization(Stages(ops.splat_project, ops.splat_sh, ops.splat_bin, record))
     colors, alphas, _ = recording(*(getattr(scene, field.name) for field in fields(scene)))
     return Task("composite", FORWARD, calls[0], 4, random_like(colors, alphas.squeeze(-1)))
 
@@ -184,7 +186,11 @@ def compile_tile_compositor(training: bool) -> Callable[..., tuple[Tensor, ...]]
 
     def compile_for(length: int) -> None:
         tile = [torch.rand(length, *shape) for shape in ((2,), (3,), (), (3,))]
-        compiled(torch.rand(256, 2), ALPHA_MAX, *(x.requires_grad_(training) for x in tile))
+        compiled(
+            torch.rand(256, 2),
+            DIALECTS["gsplat-1.5"].alpha_max,
+            *(x.requires_grad_(training) for x in tile),
+        )
 
     compile_for(5)
     try:
@@ -202,7 +208,7 @@ def compiled(case: Case) -> Run:
     if tile_compositor is None:
         raise Unavailable("torch.compile makes one kernel per list length")
     composite = reference.make_composite(tile_compositor)
-    whole = make_rasterization(reference.project, reference.bin, composite)
+    whole = make_rasterization(Stages(reference.project, reference.sh, reference.bin, composite))
     return make_run({"rasterization": whole, "composite": composite}, case.data)
 
 

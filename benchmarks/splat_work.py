@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Work
-from pyext.interface.splat import ALPHA_MAX, TILE
+from pyext.interface.splat_dialects import DIALECTS
+from pyext.interface.splat_lists import TILE
 from pyext.reference.splat import ALPHA_MIN, TRANSMITTANCE_MIN
 
 FLOAT = 4  # bytes
@@ -89,25 +90,20 @@ class Counts:
 def count(meta: dict, channels: int) -> Counts:
     """Counts of the one image whose `rasterization` returned ``meta``, tile by tile in float64."""
     width, height, tiles_x = meta["width"], meta["height"], meta["tile_width"]
-    flat = {
-        name: meta[name].detach().double().reshape(-1, *meta[name].shape[2:])
-        for name in ("means2d", "conics", "opacities")
-    }
-    ids = meta["flatten_ids"].long()
-    bounds = [*meta["isect_offsets"].flatten().tolist(), ids.numel()]
+    drawn = meta["footprints"]
+    flat = [x.detach().double().flatten(0, 1) for x in drawn.geometry]
+    ids, bounds = drawn.lists.tile_ids.long(), drawn.lists.tile_offsets.tolist()
     rows = contributions = 0
     for tile in range(len(bounds) - 1):
         x = torch.arange(tile % tiles_x * TILE, min(tile % tiles_x * TILE + TILE, width))
         y = torch.arange(tile // tiles_x * TILE, min(tile // tiles_x * TILE + TILE, height))
         members = ids[bounds[tile] : bounds[tile + 1]]
-        in_rows, in_pixels = count_tile(
-            x + 0.5, y + 0.5, *(values[members] for values in flat.values())
-        )
+        in_rows, in_pixels = count_tile(x + 0.5, y + 0.5, *(values[members] for values in flat))
         rows += in_rows
         contributions += in_pixels
     visible = int((meta["radii"] > 0).all(-1).sum())
     return Counts(
-        gaussians=flat["opacities"].numel(),
+        gaussians=drawn.opacities.numel(),
         visible=visible,
         entries=ids.numel(),
         rows=rows,
@@ -127,7 +123,9 @@ def count_tile(
     dy = means2d[:, 1, None, None] - y[:, None]
     a, b, c = (z[:, None, None] for z in conics.unbind(-1))
     sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
-    alpha = (opacities[:, None, None] * torch.exp(-sigma)).clamp(max=ALPHA_MAX)
+    alpha = (opacities[:, None, None] * torch.exp(-sigma)).clamp(
+        max=DIALECTS["gsplat-1.5"].alpha_max
+    )
     seen = alpha >= ALPHA_MIN
     after = torch.cumprod(1 - torch.where(seen, alpha, 0), 0)
     kept = after > TRANSMITTANCE_MIN

@@ -16,7 +16,7 @@ function(pyext_add_isa_kernels target)
     target_compile_definitions(kernels_${isa} PRIVATE PYEXT_ISA=${isa})
     # Contraction is off so that the same source rounds alike wherever it is inlined; fma() asks
     # for fused operations by name. GCC 12 warns of its own AVX-512 header.
-    target_compile_options(kernels_${isa} PRIVATE -Wall -Wextra -Wno-maybe-uninitialized
+    target_compile_options(kernels_${isa} PRIVATE -Wall -Wextra -Wno-maybe-uninitialized -Wno-uninitialized
       -ffp-contract=off -fno-math-errno ${pyext_flags_${isa}})
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:kernels_${isa}>)
   endforeach()

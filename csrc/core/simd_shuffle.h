@@ -60,37 +60,65 @@ PYEXT_INLINE void sum_each(const Lanes<float>* v, float* out) {
   _mm512_mask_storeu_ps(out, __mmask16((1u << N) - 1), _mm512_permutexvar_ps(order, all));
 }
 
-// Three channels: each output register takes from two by one permutation, from the third by a
-// masked one.
-template <>
-PYEXT_INLINE void interleave<3>(const Lanes<float>* c, float* out) {
-  const __m512i rg0 = _mm512_setr_epi32(0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5);
-  const __m512i rg1 = _mm512_setr_epi32(21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26);
-  const __m512i rg2 = _mm512_setr_epi32(0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0);
-  const __m512i b0 = _mm512_setr_epi32(0, 0, 0, 0, 0, 1, 0, 0, 2, 0, 0, 3, 0, 0, 4, 0);
-  const __m512i b1 = _mm512_setr_epi32(0, 5, 0, 0, 6, 0, 0, 7, 0, 0, 8, 0, 0, 9, 0, 0);
-  const __m512i b2 = _mm512_setr_epi32(10, 0, 0, 11, 0, 0, 12, 0, 0, 13, 0, 0, 14, 0, 0, 15);
-  const __m512 r = c[0].r, g = c[1].r, b = c[2].r;
-  _mm512_storeu_ps(out,
-                   _mm512_mask_permutexvar_ps(_mm512_permutex2var_ps(r, rg0, g), 0x4924, b0, b));
-  _mm512_storeu_ps(out + 16,
-                   _mm512_mask_permutexvar_ps(_mm512_permutex2var_ps(r, rg1, g), 0x2492, b1, b));
-  _mm512_storeu_ps(out + 32,
-                   _mm512_mask_permutexvar_ps(_mm512_permutex2var_ps(r, rg2, g), 0x9249, b2, b));
+// What the permutations below pick, element by element: of which vector, and where in it.
+template <int D>
+struct Interleaving {
+  static constexpr int kSize = D * kLanes;
+  int32_t at[kSize] = {};     // for _mm512_permutex2var of the first two vectors
+  __mmask16 from[D][D] = {};  // [out][in]: lanes that come from vector `in`
+
+  // Element e of the interleaved sequence is lane e / D of channel e % D.
+  static constexpr Interleaving joining() {
+    Interleaving table;
+    for (int e = 0; e < kSize; ++e) table.set(e, e % D, e / D);
+    return table;
+  }
+  // Lane i of channel k is element i D + k.
+  static constexpr Interleaving splitting() {
+    Interleaving table;
+    for (int e = 0; e < kSize; ++e) {
+      const int source = e % kLanes * D + e / kLanes;
+      table.set(e, source / kLanes, source % kLanes);
+    }
+    return table;
+  }
+
+ private:
+  constexpr void set(int e, int in, int lane) {
+    at[e] = in == 1 ? kLanes + lane : lane;
+    from[e / kLanes][in] = __mmask16(from[e / kLanes][in] | 1u << e % kLanes);
+  }
+};
+
+// Each output takes from two vectors by one permutation, and from each of the others by a masked
+// one.
+template <int D>
+PYEXT_INLINE void permute(const Interleaving<D>& table, const __m512* in, __m512* out) {
+  PYEXT_UNROLL
+  for (int k = 0; k < D; ++k) {
+    const __m512i at = _mm512_loadu_si512(table.at + kLanes * k);
+    out[k] = _mm512_permutex2var_ps(in[0], at, in[D > 1 ? 1 : 0]);
+    PYEXT_UNROLL
+    for (int j = 2; j < D; ++j)
+      out[k] = _mm512_mask_permutexvar_ps(out[k], table.from[k][j], at, in[j]);
+  }
 }
 
-template <>
-PYEXT_INLINE void deinterleave<3>(const float* in, Lanes<float>* c) {
-  const __m512 x = _mm512_loadu_ps(in), y = _mm512_loadu_ps(in + 16), z = _mm512_loadu_ps(in + 32);
-  for (int k = 0; k < 3; ++k) {
-    // Element 3 i + k of the 48: the first 32 by one permutation, the rest by a masked one.
-    const __m512i at = _mm512_add_epi32(
-        _mm512_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45),
-        _mm512_set1_epi32(k));
-    const __mmask16 late = _mm512_cmpge_epi32_mask(at, _mm512_set1_epi32(32));
-    c[k] = _mm512_mask_permutexvar_ps(_mm512_permutex2var_ps(x, at, y), late,
-                                      _mm512_sub_epi32(at, _mm512_set1_epi32(32)), z);
-  }
+template <int D>
+PYEXT_INLINE void interleave(const Lanes<float>* channels, float* out) {
+  static constexpr Interleaving<D> table = Interleaving<D>::joining();
+  __m512 x[D], y[D];
+  for (int k = 0; k < D; ++k) x[k] = channels[k].r;
+  permute(table, x, y);
+  for (int k = 0; k < D; ++k) _mm512_storeu_ps(out + kLanes * k, y[k]);
+}
+template <int D>
+PYEXT_INLINE void deinterleave(const float* in, Lanes<float>* channels) {
+  static constexpr Interleaving<D> table = Interleaving<D>::splitting();
+  __m512 x[D], y[D];
+  for (int k = 0; k < D; ++k) x[k] = _mm512_loadu_ps(in + kLanes * k);
+  permute(table, x, y);
+  for (int k = 0; k < D; ++k) channels[k] = y[k];
 }
 
 #endif

@@ -83,6 +83,10 @@ PYEXT_HD void for_each_tile_run(const BinArgs<T>& args, int32_t tiles_x, int32_t
   const Ellipse<T> ellipse = make_ellipse(u, v, conic[0], conic[1], conic[2], level);
   const int64_t first = id / args.gaussians * int64_t(tiles_x) * tiles_y;
   for (int32_t row = y_lo; row < y_hi; ++row) {
+    if (!args.exact) {
+      if (x_lo < x_hi) visit(first + int64_t(row) * tiles_x + x_lo, x_hi - x_lo);
+      continue;
+    }
     T left, right;
     const T y = T(row) * tile + half;
     if (!x_extent(ellipse, y, y + tile - T(1), &left, &right)) continue;

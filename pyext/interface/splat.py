@@ -1,43 +1,37 @@
-"""The signature of `rasterization`, gsplat's, over any implementation of its three stages."""
+"""The signature of `rasterization`, gsplat's, over any implementation of its stages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyext.interface.splat_checks import check_arguments, check_supported
-
-TILE = 16
-ALPHA_MAX = 0.999
-
-
-class TileLists(NamedTuple):
-    """Which Gaussians reach which tile of 16 x 16 pixels, front to back: what `bin` returns.
-
-    I images, N Gaussians, M entries (pairs of a tile and a Gaussian). Flat ids are i N + n.
-    """
-
-    tile_offsets: Tensor  # [I tiles + 1] int64: first entry of each tile
-    tile_ids: Tensor  # [M] int32: flat ids, tile by tile, front to back within a tile
-    order: Tensor  # [I N] int32: flat ids, image by image, visible ones first, front to back
-    starts: Tensor  # [I N + 1] int64: entries of order[r] are entries_of[starts[r]:starts[r + 1]]
-    entries_of: Tensor  # [M] int32: for each Gaussian in `order`, its positions in tile_ids
-
+from pyext.interface.splat_checks import (
+    check_arguments,
+    check_gradients,
+    check_supported,
+    check_values,
+)
+from pyext.interface.splat_dialects import DIALECTS
+from pyext.interface.splat_lists import TileLists
+from pyext.interface.splat_meta import Footprints, Meta, keep_absgrad, layout, sizes, visible_ids
+from pyext.interface.splat_stages import (
+    Shape,
+    Stages,
+    finish,
+    plain_colors,
+    sh_colors,
+    upper_triangle,
+    with_depth,
+    with_sparse_gradient,
+)
 
 Rasterization = Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
 
 
-def make_rasterization(
-    project: Callable[..., Any], bin: Callable[..., Any], composite: Callable[..., Any]
-) -> Rasterization:
-    """Join the stages of a family ``splat`` into gsplat's `rasterization`.
-
-    The stages have the signatures of the torch ops ``pyext::splat_project``, ``splat_bin`` and
-    ``splat_composite``.
-    """
+def make_rasterization(stages: Stages) -> Rasterization:
+    """Join the stages of a family ``splat`` into gsplat's `rasterization`."""
 
     def rasterization(
         means: Tensor,
@@ -74,52 +68,83 @@ def make_rasterization(
         ftheta_coeffs: Any = None,
         rolling_shutter: Any = None,
         viewmats_rs: Tensor | None = None,
+        *,
+        compat: str = "gsplat-1.5",
+        deterministic: bool = True,
+        exact_tiles: bool = True,
+        check_finite: bool = False,
+        meta: str = "full",
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Render Gaussians through pinhole cameras.
+        """Render Gaussians through cameras.
 
-        Names, order and defaults of the arguments are those of gsplat 1.5.3. ``...`` stands for
-        any batch dimensions, the same for all tensors; N Gaussians, C cameras, D channels. Tensors
-        share one device and one dtype: float32, or float64 on the CPU. Under autocast, half
-        precision is taken as float32.
+        Names, order and defaults of the positional arguments are those of gsplat 1.5.3. ``...``
+        stands for any batch dimensions, the same for all tensors; N Gaussians, C cameras, D
+        channels, K = (degree + 1)^2 or more coefficients. Tensors share one device and one dtype:
+        float32, or float64 on the CPU. Under autocast, half precision is taken as float32.
 
         Args:
             means: centres in world coordinates, [..., N, 3].
             quats: rotations (w, x, y, z), normalised inside, [..., N, 4]; None with ``covars``.
             scales: standard deviations along the axes, > 0, [..., N, 3]; None with ``covars``.
             opacities: in [0, 1], [..., N].
-            colors: features of any number of channels, [..., N, D] or per camera [..., C, N, D].
+            colors: without ``sh_degree``, features of any number of channels, [..., N, D] or per
+                camera [..., C, N, D]; with it, coefficients [..., N, K, D], [..., C, N, K, D] or,
+                shared by the whole batch, [N, K, D].
             viewmats: world-to-camera matrices, x right, y down, z forward, [..., C, 4, 4].
             Ks: intrinsics in pixels, [..., C, 3, 3]. Pixel (j, i) has its centre at
-                (j + 0.5, i + 0.5). No gradient flows to them.
+                (j + 0.5, i + 0.5).
             width, height: of the image in pixels.
             near_plane, far_plane: Gaussians outside this range of camera z are culled.
             radius_clip: Gaussians whose extent in pixels is at most this in both axes are culled.
             eps2d: added to the diagonal of the projected covariance, pixels squared.
-            packed, channel_chunk, segmented: accepted; they say how gsplat arranges its work and
-                change no result here. ``meta`` is always in the layout of ``packed=False``.
-            backgrounds: [..., C, D]; black when None.
+            sh_degree: 0 to 4; colour is max(0, sum of the basis times coefficients + 0.5).
+            packed: the layout of ``meta``: one row for each visible pair of a camera and a
+                Gaussian (V of them), or else [..., C, N].
+            backgrounds: [..., C, D], behind the colours; black when None.
+            render_mode: "RGB", "D" (the sum of weighted depths, camera z), "ED" (that sum over
+                alpha: the expected depth), "RGB+D", "RGB+ED" (depth is the last channel).
+            sparse_grad: gradients of means, quats and scales hold only the rows of Gaussians that
+                some camera sees (COO layout); needs ``packed`` and no batch dimensions.
+            absgrad: after backward, ``meta["means2d"].absgrad`` is the sum over pixels of the
+                absolute gradient (AbsGS, Ye et al. 2024).
+            rasterize_mode: "classic", or "antialiased": opacities are lowered by the factor by
+                which ``eps2d`` grew the footprint (Mip-Splatting, Yu et al. 2024).
+            camera_model: "pinhole" or "ortho".
+            channel_chunk, segmented: accepted; they say how gsplat arranges its work and change
+                nothing here.
             covars: covariances in world coordinates instead of quats and scales, [..., N, 3, 3];
                 the upper triangle is read.
+            compat: whose numbers to give: "gsplat-1.5", "gsplat-main" or "inria"; see
+                `pyext.interface.splat_dialects`.
+            deterministic: accepted; every backend gives the same bits on every run.
+            exact_tiles: list a Gaussian only in the tiles its ellipse reaches, instead of its
+                whole bounding box. The image is the same.
+            check_finite: refuse values that are not finite, opacities outside [0, 1] and scales
+                that are not positive. This reads all inputs; on a GPU it waits for them.
+            meta: "full", or "light": only sizes, so that no intermediate result is kept alive.
 
         Returns:
-            ``(colors, alphas, meta)``: [..., C, H, W, D], [..., C, H, W, 1], and a dict with
-            ``means2d``, ``radii``, ``depths``, ``conics``, ``opacities`` [..., C, N(, k)], the tile
-            lists ``isect_offsets`` [..., C, tiles_y, tiles_x] and ``flatten_ids`` [M], and sizes.
-            Gradients flow to means, quats, scales, covars, opacities, colors, backgrounds and
-            viewmats, and through ``meta["means2d"]``, ``meta["depths"]`` and ``meta["conics"]``.
+            ``(colors, alphas, meta)``: [..., C, H, W, X], [..., C, H, W, 1], and a dict in gsplat's
+            layout with ``means2d``, ``radii``, ``depths``, ``conics``, ``opacities`` (the effective
+            ones), ``batch_ids``, ``camera_ids``, ``gaussian_ids`` (None unless packed),
+            ``isect_offsets`` [..., C, tiles_y, tiles_x], sizes, and ``footprints``: what
+            `unproject` and `contributors` take. ``tiles_per_gauss``, ``flatten_ids`` and
+            ``isect_ids`` are computed when they are read. Gradients flow to means, quats, scales,
+            covars, opacities, colors, backgrounds, viewmats and Ks; ``meta["means2d"]`` is on
+            their way, so that ``retain_grad`` works on it.
 
         Raises:
-            NotImplementedError: an argument asks for what is not there yet; it is named.
-            ValueError, TypeError: a shape, size, dtype or device is wrong; the argument is named.
+            NotImplementedError: an argument asks for what is not there; it is named.
+            ValueError, TypeError: a shape, size, value, dtype or device is wrong; the argument is
+                named.
         """
         check_supported(
-            sh_degree=sh_degree,
+            compat=compat,
+            meta=meta,
             tile_size=tile_size,
             render_mode=render_mode,
-            sparse_grad=sparse_grad,
-            absgrad=absgrad,
-            rasterize_mode=rasterize_mode,
             distributed=distributed,
+            rasterize_mode=rasterize_mode,
             camera_model=camera_model,
             with_ut=with_ut,
             with_eval3d=with_eval3d,
@@ -132,20 +157,26 @@ def make_rasterization(
         )
         check_arguments(
             means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane,
-            far_plane, backgrounds, covars,
+            far_plane, sh_degree, backgrounds, covars,
         )  # fmt: skip
-        batch = means.shape[:-2]
-        N, C, D = means.shape[-2], viewmats.shape[-3], colors.shape[-1]
-        B = batch.numel()
-        images = B * C
+        check_gradients(means, sparse_grad, packed)
+        check_values(means, quats, scales, opacities, colors, viewmats, Ks, covars, check_finite)
+        dialect = DIALECTS[compat]
+        antialiased = rasterize_mode == "antialiased"
+        if antialiased and dialect.compensation_min is None:
+            raise ValueError(f"rasterize_mode: {compat!r} has no 'antialiased' mode")
 
-        triangle = None
-        if covars is not None:
-            rows, columns = torch.triu_indices(3, 3, device=covars.device).unbind()
-            triangle = covars.reshape(B, N, 3, 3)[..., rows, columns]
-        radii, means2d, depths, conics = project(
+        batch = means.shape[:-2]
+        B, C, N = batch.numel(), viewmats.shape[-3], means.shape[-2]
+        shape = Shape(tuple(batch), B, C, N)
+        seen: list[Tensor] = []
+        if sparse_grad:
+            means = with_sparse_gradient(means, seen)
+            quats = None if quats is None else with_sparse_gradient(quats, seen)
+            scales = None if scales is None else with_sparse_gradient(scales, seen)
+        radii, means2d, depths, conics, compensations = stages.project(
             means.reshape(B, N, 3),
-            triangle,
+            None if covars is None else upper_triangle(covars).reshape(B, N, 6),
             None if quats is None or covars is not None else quats.reshape(B, N, 4),
             None if scales is None or covars is not None else scales.reshape(B, N, 3),
             opacities.reshape(B, N),
@@ -157,54 +188,87 @@ def make_rasterization(
             near_plane,
             far_plane,
             radius_clip,
+            camera_model == "ortho",
+            dialect.circle,
+            antialiased,
+            dialect.compensation_min or 0.0,
         )
-        if colors.dim() == means.dim():
-            colors = colors.unsqueeze(-3).expand(*batch, C, N, D)
-        features = colors.reshape(images, N, D)
-        per_image = opacities.reshape(B, 1, N).expand(B, C, N)
-        flat_means2d = means2d.reshape(images, N, 2)
-        flat_conics = conics.reshape(images, N, 3)
-        flat_opacities = per_image.reshape(images, N)
+        if sparse_grad:
+            seen.append((radii > 0).all(-1).any(0).any(0).nonzero().squeeze(-1))
+        effective = opacities.reshape(B, 1, N).expand(B, C, N)
+        if antialiased:
+            effective = effective * compensations
+
+        # The compositor takes its means from `exposed`: the tensor a caller may retain_grad.
+        visible = None
+        if packed and meta == "full":
+            visible = visible_ids(radii)
+            exposed = means2d.reshape(-1, 2).index_select(0, visible)
+            flat = exposed.new_zeros((shape.images * N, 2)).index_copy(0, visible, exposed)
+        else:
+            exposed = means2d.reshape(*batch, C, N, 2)
+            flat = exposed
+        absolute = None
+        if absgrad and exposed.requires_grad and meta == "full":
+            absolute = keep_absgrad(exposed, shape.images, N, visible)
+
+        if sh_degree is None:
+            colors = plain_colors(colors, means, shape)
+        else:
+            colors = sh_colors(stages.sh, sh_degree, means, viewmats, colors, radii, shape)
+        features = with_depth(colors, depths.reshape(shape.images, N), render_mode)
+        flat_means2d = flat.reshape(shape.images, N, 2)
+        flat_conics = conics.reshape(shape.images, N, 3)
+        flat_opacities = effective.reshape(shape.images, N)
         lists = TileLists(
-            *bin(
+            *stages.bin(
                 flat_means2d,
-                radii.reshape(images, N, 2),
-                depths.reshape(images, N),
+                radii.reshape(shape.images, N, 2),
+                depths.reshape(shape.images, N),
                 flat_conics,
                 flat_opacities,
                 width,
                 height,
+                exact_tiles,
             )
         )
-        out, transmittance, _ = composite(
-            flat_means2d, flat_conics, flat_opacities, features, *lists, width, height, ALPHA_MAX
+        out, transmittance, _ = stages.composite(
+            flat_means2d,
+            flat_conics,
+            flat_opacities,
+            features,
+            *lists,
+            width,
+            height,
+            dialect.alpha_max,
+            absolute,
         )
         if backgrounds is not None:
-            out = torch.addcmul(
-                out, transmittance.unsqueeze(-1), backgrounds.reshape(images, 1, 1, D)
-            )
-        render_colors = out.reshape(*batch, C, height, width, D)
+            backgrounds = backgrounds.reshape(shape.images, backgrounds.shape[-1])
+        out = finish(out, transmittance, backgrounds, render_mode)
+        render_colors = out.reshape(*batch, C, height, width, out.shape[-1])
         render_alphas = (1 - transmittance).reshape(*batch, C, height, width, 1)
-
-        tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
-        meta = {
-            "radii": radii.reshape(*batch, C, N, 2),
-            "means2d": means2d.reshape(*batch, C, N, 2),
-            "depths": depths.reshape(*batch, C, N),
-            "conics": conics.reshape(*batch, C, N, 3),
-            "opacities": per_image.reshape(*batch, C, N),
-            "isect_offsets": lists.tile_offsets[:-1].reshape(*batch, C, tiles_y, tiles_x),
-            "flatten_ids": lists.tile_ids,
-            "tile_width": tiles_x,
-            "tile_height": tiles_y,
-            "tile_size": TILE,
-            "width": width,
-            "height": height,
-            "n_batches": B,
-            "n_cameras": C,
-            "tile_lists": lists,
-            "alpha_max": ALPHA_MAX,
-        }
-        return render_colors, render_alphas, meta
+        described = sizes(width, height, B, C)
+        if meta == "light":
+            return render_colors, render_alphas, described
+        footprints = Footprints(
+            (*batch, C),
+            flat_means2d,
+            flat_conics,
+            flat_opacities,
+            lists,
+            width,
+            height,
+            dialect.alpha_max,
+        )
+        values = {"radii": radii, "depths": depths, "conics": conics, "opacities": effective}
+        described |= layout(values, visible, shape)
+        described["means2d"] = exposed
+        described["footprints"] = footprints
+        tiles_x, tiles_y = described["tile_width"], described["tile_height"]
+        described["isect_offsets"] = (
+            lists.tile_offsets[:-1].reshape(*batch, C, tiles_y, tiles_x).int()
+        )
+        return render_colors, render_alphas, Meta(described, visible, depths.detach().flatten())
 
     return rasterization

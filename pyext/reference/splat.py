@@ -14,11 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyext.interface.splat import TILE, make_rasterization
+from pyext.interface.splat import make_rasterization
+from pyext.interface.splat_lists import TILE
+from pyext.interface.splat_stages import Stages
+from pyext.interface.splat_unproject import (
+    make_contributors,
+    make_lift_features,
+    make_unproject,
+    make_unproject_cells,
+)
+from pyext.reference import splat_unproject
+from pyext.reference.splat_sh import sh
 
 ALPHA_MIN = 1 / 255
 TRANSMITTANCE_MIN = 1e-4
 EXTENT_MAX = 3.33  # sigmas
+CIRCLE_EXTENT = 3.0  # sigmas
+CIRCLE_FLOOR = 0.1  # least square of the half difference of variances, pixels^4
 FIELD_OF_VIEW_MARGIN = 0.15  # of the image size, for the slope clamp of the Jacobian
 
 
@@ -54,21 +66,44 @@ def covariances(
     return torch.where(valid[..., None, None], full, 0), valid
 
 
-def _jacobian(camera: Tensor, Ks: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Pixel positions [B, C, N, 2] and the pinhole Jacobian [B, C, N, 2, 3], slopes clamped."""
+def _jacobian(
+    camera: Tensor, Ks: Tensor, width: int, height: int, ortho: bool
+) -> tuple[Tensor, Tensor]:
+    """Pixel positions [B, C, N, 2] and the Jacobian [B, C, N, 2, 3], a pinhole's slopes clamped."""
     x, y, z = camera.unbind(-1)
     rows, pixels = [], []
     for axis, (value, size) in enumerate(((x, width), (y, height))):
         focal, centre = Ks[:, :, axis, axis, None], Ks[:, :, axis, 2, None]
-        slope = value / z
-        margin = FIELD_OF_VIEW_MARGIN * size
-        inside = slope.maximum(-(centre + margin) / focal)
-        inside = inside.minimum((size - centre + margin) / focal)
-        entries = [torch.zeros_like(z)] * 2 + [-focal * inside / z]
-        entries[axis] = focal / z
+        zero = torch.zeros_like(z)
+        entries = [zero, zero, zero]
+        if ortho:
+            slope = value
+            entries[axis] = focal + zero
+        else:
+            slope = value / z
+            margin = FIELD_OF_VIEW_MARGIN * size
+            inside = slope.maximum(-(centre + margin) / focal)
+            inside = inside.minimum((size - centre + margin) / focal)
+            entries[axis], entries[2] = focal / z, -focal * inside / z
         rows.append(torch.stack(entries, -1))
         pixels.append(focal * slope + centre)
     return torch.stack(pixels, -1), torch.stack(rows, -2)
+
+
+def _compensations(sharp: Tensor, det: Tensor, keep: Tensor, rho_min: float) -> Tensor:
+    """sqrt(max(rho_min^2, det S / det S')) [B, C, N]; no gradient where rho_min holds it."""
+    sharp_det = sharp[..., 0, 0] * sharp[..., 1, 1] - sharp[..., 0, 1].square()
+    ratio = torch.where(keep, sharp_det, 1) / torch.where(keep, det, 1)
+    moves = ratio > rho_min**2
+    return torch.where(moves, torch.where(moves, ratio, 1).sqrt(), rho_min)
+
+
+def _circle_radii(a: Tensor, c: Tensor, det: Tensor) -> Tensor:
+    """Three standard deviations along the longer axis, in both axes [B, C, N, 2]."""
+    middle = (a + c) / 2
+    longest = middle + (middle.square() - det).clamp(min=CIRCLE_FLOOR).sqrt()
+    radius = CIRCLE_EXTENT * longest.clamp(min=0).sqrt()
+    return torch.stack([radius, radius], -1)
 
 
 def project(
@@ -85,8 +120,16 @@ def project(
     near_plane: float,
     far_plane: float,
     radius_clip: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """EWA projection: radii [B, C, N, 2] (int32), means2d, depths and conics, 0 where culled."""
+    ortho: bool,
+    circle: bool,
+    compensate: bool,
+    rho_min: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """EWA projection: radii (int32), means2d, depths, conics, compensations; 0 where culled.
+
+    They are [B, C, N, 2], [B, C, N, 2], [B, C, N], [B, C, N, 3] and [B, C, N], the last with N = 0
+    unless ``compensate``.
+    """
     world, valid = covariances(covars, quats, scales)
     finite = torch.isfinite(means).all(-1)
     # The view's gradient multiplies means even by zero, which not-a-number survives.
@@ -97,9 +140,10 @@ def project(
     keep = valid[:, None] & (depth >= near_plane) & (depth <= far_plane)
     # Values that are culled later are replaced before they can divide by zero.
     camera = torch.where(keep[..., None], camera, 1)
-    pixels, jacobian = _jacobian(camera, Ks, width, height)
+    pixels, jacobian = _jacobian(camera, Ks, width, height, ortho)
     axes = jacobian @ rotations[:, :, None]
-    cov2d = axes @ world[:, None] @ axes.mT + means.new_tensor([[eps2d, 0], [0, eps2d]])
+    sharp = axes @ world[:, None] @ axes.mT
+    cov2d = sharp + means.new_tensor([[eps2d, 0], [0, eps2d]])
     # What overflows becomes singular, and is culled as such.
     fits = torch.isfinite(cov2d).all(-1, keepdim=True).all(-2, keepdim=True)
     cov2d = torch.where(fits, cov2d, 0)
@@ -107,13 +151,19 @@ def project(
     det = a * c - b * b
     keep = keep & (det > 0)
 
+    rho = _compensations(sharp, det, keep, rho_min) if compensate else torch.ones_like(depth)
     extent = torch.full_like(depth, EXTENT_MAX)
     if opacities is not None:
-        visible = opacities >= ALPHA_MIN
-        level = 2 * torch.log(torch.where(visible, opacities, 1) / ALPHA_MIN)
-        extent = level.sqrt().clamp(max=EXTENT_MAX)[:, None]
-        keep = keep & visible[:, None]
-    radii = torch.ceil(extent[..., None] * torch.stack([a, c], -1).clamp(min=0).sqrt()).detach()
+        effective = opacities[:, None] * rho.detach()
+        visible = effective >= ALPHA_MIN
+        level = 2 * torch.log(torch.where(visible, effective, 1) / ALPHA_MIN)
+        extent = level.sqrt().clamp(max=EXTENT_MAX)
+        keep = keep & visible
+    if circle:
+        reach = _circle_radii(a, c, det)
+    else:
+        reach = extent[..., None] * torch.stack([a, c], -1).clamp(min=0).sqrt()
+    radii = torch.ceil(reach).detach()
     size = means.new_tensor([width, height])
     on_image = (pixels + radii > 0) & (pixels - radii < size)
     keep = keep & (radii > radius_clip).any(-1) & on_image.all(-1)
@@ -125,6 +175,7 @@ def project(
         torch.where(keep[..., None], pixels, zero),
         torch.where(keep, camera[..., 2], zero),
         torch.where(keep[..., None], conics, zero),
+        torch.where(keep, rho, zero) if compensate else rho[..., :0],
     )
 
 
@@ -136,8 +187,9 @@ def bin(
     opacities: Tensor,
     width: int,
     height: int,
+    exact: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Tile lists by bounding boxes, front to back; the kernels drop tiles an ellipse misses."""
+    """Tile lists by bounding boxes, front to back; ``exact`` only shortens the kernels' lists."""
     images, n = depths.shape
     device = depths.device
     tiles = radii.new_tensor([-(-width // TILE), -(-height // TILE)])
@@ -168,6 +220,19 @@ def bin(
     return tile_offsets, ids.int(), order.int(), starts, position.int()
 
 
+class _PerPixel(torch.autograd.Function):
+    """Means [G, 2] repeated for P pixels; `absolute` [G, 2] gets the sum of absolute gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, means2d: Tensor, absolute: Tensor, pixels: int) -> Tensor:
+        return means2d.expand(pixels, *means2d.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gradient,) = gradients
+        return gradient.sum(0), gradient.abs().sum(0), None
+
+
 def composite_tile(
     pixels: Tensor,
     alpha_max: float,
@@ -176,7 +241,10 @@ def composite_tile(
     opacities: Tensor,
     features: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colours [P, D], transmittances [P] and last contributors [P] of P pixels and G Gaussians."""
+    """Colours [P, D], transmittances [P] and last contributors [P] of P pixels and G Gaussians.
+
+    Means2d are [G, 2], or [P, G, 2] for gradients of single pixels.
+    """
     dx, dy = (means2d - pixels[:, None]).unbind(-1)
     a, b, c = conics.unbind(-1)
     sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
@@ -210,6 +278,7 @@ def make_composite(tile_compositor: Callable[..., tuple[Tensor, ...]]) -> Callab
         width: int,
         height: int,
         alpha_max: float,
+        absolute: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Front to back, tile by tile: out [I, H, W, D], transmittance and last [I, H, W]."""
         images = features.shape[0]
@@ -224,9 +293,10 @@ def make_composite(tile_compositor: Callable[..., tuple[Tensor, ...]]) -> Callab
             y = torch.arange(y0, min(y0 + TILE, height), **like) + 0.5
             pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
             members = ids[offsets[tile] : offsets[tile + 1]]
-            out, transmittance, last = tile_compositor(
-                pixels, alpha_max, *(values[members] for values in flat)
-            )
+            points, *others = (values[members] for values in flat)
+            if absolute is not None:
+                points = _PerPixel.apply(points, absolute.flatten(0, 1)[members], len(pixels))
+            out, transmittance, last = tile_compositor(pixels, alpha_max, points, *others)
             last = torch.where(last >= 0, last + offsets[tile], -1)
             planes.append([z.reshape(len(y), len(x), -1) for z in (out, transmittance, last)])
         out, transmittance, last = (
@@ -244,4 +314,10 @@ def _join_tiles(tiles: tuple[Tensor, ...], tiles_x: int) -> Tensor:
 
 
 composite = make_composite(composite_tile)
-rasterization = make_rasterization(project, bin, composite)
+rasterization = make_rasterization(Stages(project, sh, bin, composite))
+unproject = make_unproject(splat_unproject.unproject)
+unproject_cells = make_unproject_cells(
+    splat_unproject.unproject, splat_unproject.unproject_cells, splat_unproject.render_cells
+)
+lift_features = make_lift_features(project, bin, unproject)
+contributors = make_contributors(splat_unproject.contributors)

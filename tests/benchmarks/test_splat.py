@@ -41,7 +41,7 @@ def test_counts_are_those_of_a_plain_loop():
     scene = surfaces(60, width, height)
     # Some nearly opaque, so that pixels finish before their lists end.
     scene.opacities[::2] = 0.999
-    colors, _, meta = rasterization(*arguments(scene))
+    colors, _, meta = rasterization(*arguments(scene), packed=False)
     counts = splat_work.count(meta, colors.shape[-1])
     rows, contributions = count_by_hand(meta, width, height)
     assert (counts.rows, counts.contributions) == (rows, contributions)

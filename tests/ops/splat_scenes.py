@@ -12,7 +12,8 @@ Scene = dict[str, Any]
 Rasterization = Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
 
 DIFFERENTIABLE = (
-    "means", "quats", "scales", "covars", "opacities", "colors", "viewmats", "backgrounds"
+    "means", "quats", "scales", "covars", "opacities", "colors", "viewmats", "Ks",
+    "backgrounds",
 )  # fmt: skip
 
 
@@ -68,11 +69,11 @@ def random_scene(
         "opacities": uniform(*opacity, *batch, n),
         "colors": uniform(-1, 1, *batch, *((cameras,) if per_camera else ()), n, channels),
         "viewmats": cameras_around(generator, *batch, cameras),
-        "Ks": intrinsics.expand(*batch, cameras, 3, 3),
+        "Ks": intrinsics.repeat(*batch, cameras, 1, 1),
         "backgrounds": uniform(-1, 1, *batch, cameras, channels) if backgrounds else None,
         "covars": factor @ factor.mT + 1e-4 * torch.eye(3) if covars else None,
     }
-    return {**cast(tensors, dtype), "width": width, "height": height}
+    return {**cast(tensors, dtype), "width": width, "height": height, "packed": False}
 
 
 def lone_gaussian(
@@ -89,6 +90,7 @@ def lone_gaussian(
         "Ks": torch.tensor(
             [[[focal, 0, width // 2 + 0.5], [0, focal, height // 2 + 0.5], [0, 0, 1]]]
         ),
+        "packed": False,
         "width": width,
         "height": height,
         **changes,
@@ -116,11 +118,11 @@ class Run(NamedTuple):
         return torch.cat([self.colors, self.alphas], -1)
 
     def gradients(self, weights: Tensor) -> dict[str, Tensor]:
-        """Of <values, weights>, by argument."""
+        """Of <values, weights>, by argument; zero where an argument has no part in them."""
         loss = (self.values() * weights.to(self.colors.dtype)).sum()
-        return dict(
-            zip(self.leaves, torch.autograd.grad(loss, list(self.leaves.values())), strict=True)
-        )
+        leaves = list(self.leaves.values())
+        found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        return dict(zip(self.leaves, found, strict=True))
 
 
 def run(rasterization: Rasterization, scene: Scene) -> Run:
@@ -144,7 +146,7 @@ def near_cuts(meta: dict[str, Any]) -> Tensor:
     alpha is off by at most about 6e-5 of itself: a centre 1e-5 pixels off under the steepest
     exponent, 6 a pixel for a Gaussian that is all blur.
     """
-    visible = (meta["radii"] > 0).all(-1)
+    visible, alpha_max = (meta["radii"] > 0).all(-1), meta["footprints"].alpha_max
     order = torch.where(visible, meta["depths"], torch.inf).argsort(dim=-1, stable=True)
     x = torch.arange(meta["width"], dtype=torch.float64) + 0.5
     y = torch.arange(meta["height"], dtype=torch.float64)[:, None] + 0.5
@@ -154,9 +156,9 @@ def near_cuts(meta: dict[str, Any]) -> Tensor:
     power = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
     opacities = torch.where(visible, meta["opacities"].detach(), 0)[..., None, None]
     raw = (opacities * torch.exp(-power)).take_along_dim(order[..., None, None], -3)
-    alpha = torch.where(raw >= 1 / 255, raw.clamp(max=0.999), 0)
+    alpha = torch.where(raw >= 1 / 255, raw.clamp(max=alpha_max), 0)
     after = torch.cumprod(1 - alpha, -3)
     # An alpha off by some share of itself moves the share of T by alpha / (1 - alpha) times that.
     margin = torch.cumsum(1e-4 * alpha / (1 - alpha), -3)
-    near = ((raw * 255 - 1).abs() < 1e-4) | ((raw - 0.999).abs() < 1e-4)
+    near = ((raw * 255 - 1).abs() < 1e-4) | ((raw - alpha_max).abs() < 1e-4)
     return (near | ((after * 1e4 - 1).abs() < margin)).any(-3)

@@ -1,53 +1,16 @@
-"""`rasterization` against the reference in float64: image, alpha and every gradient.
-
-Where tolerances come from: a projected centre carries a few float32 roundings of a number below
-100, up to 1e-5 pixels, and moves alpha by at most its steepest slope, about 1 a pixel: 1e-5 at
-worst and well below 1e-6 on average. A gradient adds up to a thousand such terms of both signs,
-and quaternions take differences of sums: 5e-5 of the largest. Float64 has 1e-12 of everything.
-Pixels on a threshold may fall on the other side, by one contribution: 1/255 at most, or, where a
-pixel ends, 1e-4 alpha / (1 - alpha). They get no weight in the loss and a bound of their own.
-"""
+"""`rasterization` against the reference: image, alpha and every gradient."""
 
 import pytest
 import torch
 
 from pyext.ops.splat import rasterization
 from pyext.reference import splat as reference
+from tests.ops.splat_agreement import both_dtypes, check_agreement
 from tests.ops.splat_scenes import cast, near_cuts, random_scene, random_weights, run
 
 ops = torch.ops.pyext
 small = pytest.mark.numerics_small
 
-
-def check_agreement(scene, masked=0.02, flip=5e-3):
-    exact = run(reference.rasterization, cast(scene, torch.float64))
-    ours = run(rasterization, scene)
-    single = scene["means"].dtype == torch.float32
-    error = (ours.values() - exact.values()).abs()
-    assert ours.values().shape == exact.values().shape and ours.alphas.dtype == scene["means"].dtype
-    clear = ~near_cuts(exact.meta)
-    assert (exact.meta["radii"] > 0).any() and clear.double().mean() >= 1 - masked
-    assert error.max() <= flip
-    assert error[clear].max() <= (1e-5 if single else 1e-12)
-    assert error[clear].mean() <= (1e-6 if single else 1e-12)
-
-    weights = random_weights(exact.values()) * clear[..., None]
-    expected, actual = exact.gradients(weights), ours.gradients(weights)
-    bound = 5e-5 if single else 1e-12
-    for name, want in expected.items():
-        got = actual[name].double()
-        assert got.shape == want.shape, name
-        assert (got - want).norm() <= bound * want.norm(), name
-        assert (got - want).abs().max() <= bound * want.abs().max(), name
-
-
-both_dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, marks=small, id="float32"),
-        pytest.param(torch.float64, id="float64"),
-    ],
-)
 
 SIZES = [(1, 1), (17, 23), (48, 33), (16, 32)]
 
@@ -156,7 +119,7 @@ def projected(scene):
     """The arguments of `splat_bin` for one scene without batch."""
     _, _, meta = reference.rasterization(**scene)
     return [meta[k] for k in ("means2d", "radii", "depths", "conics", "opacities")] + [
-        scene["width"], scene["height"]
+        scene["width"], scene["height"], True
     ]  # fmt: skip
 
 
@@ -184,7 +147,7 @@ def test_last_contributor():
     scene = random_scene(40, 33, 20, opacity=(0.5, 0.95), seed=7)
     means2d, radii, depths, conics, opacities, *size = projected(scene)
     lists = ops.splat_bin(means2d, radii, depths, conics, opacities, *size)
-    arguments = [scene["colors"][None], *lists, *size, 0.999]
+    arguments = [scene["colors"][None], *lists, *size[:2], 0.999, None]
     _, _, last = ops.splat_composite(means2d, conics, opacities, *arguments)
     _, _, expected = reference.composite(means2d, conics, opacities, *arguments)
     clear = ~near_cuts(reference.rasterization(**cast(scene, torch.float64))[2])

@@ -24,8 +24,10 @@ def test_opcheck(op, case):
 
 
 DIFFERENTIABLE = {
-    "splat_project": ("means", "covars", "quats", "scales", "opacities", "viewmats"),
+    "splat_project": ("means", "covars", "quats", "scales", "opacities", "viewmats", "Ks"),
+    "splat_sh": ("means", "centres", "coeffs"),
     "splat_composite": ("means2d", "conics", "opacities", "features"),
+    "splat_unproject": ("means2d", "conics", "opacities", "values"),
 }
 
 

@@ -22,7 +22,7 @@ struct Lists {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> splat_bin(
     const Tensor& means2d_, const Tensor& radii_, const Tensor& depths_, const Tensor& conics_,
-    const Tensor& opacities_, int64_t width, int64_t height) {
+    const Tensor& opacities_, int64_t width, int64_t height, bool exact) {
   check_shape(means2d_, "means2d", {-1, -1, 2});
   const int64_t I = means2d_.size(0), N = means2d_.size(1);
   const Tensor means2d = means2d_.contiguous();
@@ -50,6 +50,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> splat_bin(
                           data<T>(opacities),
                           w,
                           h,
+                          exact,
                           data<int64_t>(tile_offsets),
                           data<int32_t>(order),
                           data<int64_t>(starts),
@@ -63,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> splat_bin(
 void define(torch::Library& m) {
   m.def(
       "splat_bin(Tensor means2d, Tensor radii, Tensor depths, Tensor conics, Tensor opacities, "
-      "int width, int height) "
+      "int width, int height, bool exact) "
       "-> (Tensor tile_offsets, Tensor tile_ids, Tensor order, Tensor starts, Tensor entries_of)");
 }
 

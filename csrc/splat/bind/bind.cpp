@@ -44,6 +44,7 @@ const Backend& backend_for(const Tensor& tensor) {
 #if defined(PYEXT_WITH_CUDA)
   if (tensor.is_cuda()) return *pyext_splat_cuda();
 #endif
+  (void)tensor;
   return cpu_backend();
 }
 

@@ -49,15 +49,14 @@ struct CompositeInputs {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> splat_composite(const Tensor& means2d, const Tensor& conics,
-                                                   const Tensor& opacities, const Tensor& features,
-                                                   const Tensor& tile_offsets,
-                                                   const Tensor& tile_ids, const Tensor& /*order*/,
-                                                   const Tensor& /*starts*/,
-                                                   const Tensor& /*entries_of*/, int64_t width,
-                                                   int64_t height, double alpha_max) {
+std::tuple<Tensor, Tensor, Tensor> splat_composite(
+    const Tensor& means2d, const Tensor& conics, const Tensor& opacities, const Tensor& features,
+    const Tensor& tile_offsets, const Tensor& tile_ids, const Tensor& /*order*/,
+    const Tensor& /*starts*/, const Tensor& /*entries_of*/, int64_t width, int64_t height,
+    double alpha_max, const OptionalTensor& absolute) {
   const CompositeInputs in(means2d, conics, opacities, features, tile_offsets, tile_ids, width,
                            height);
+  dense(absolute, "absolute", means2d, "means2d", {in.I, in.N, 2});
   const auto options = in.means2d.options();
   Tensor out = at::empty({in.I, in.height, in.width, in.D}, options);
   Tensor transmittance = at::empty({in.I, in.height, in.width}, options);
@@ -75,12 +74,12 @@ std::tuple<Tensor, Tensor, Tensor> splat_composite(const Tensor& means2d, const 
   return {out, transmittance, last};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> splat_composite_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> splat_composite_backward(
     const Tensor& means2d, const Tensor& conics, const Tensor& opacities, const Tensor& features,
     const Tensor& tile_offsets, const Tensor& tile_ids, const Tensor& order_, const Tensor& starts_,
     const Tensor& entries_of_, int64_t width, int64_t height, double alpha_max,
     const Tensor& transmittance_, const Tensor& last_, const Tensor& g_out_,
-    const Tensor& g_transmittance_) {
+    const Tensor& g_transmittance_, bool absgrad) {
   const CompositeInputs in(means2d, conics, opacities, features, tile_offsets, tile_ids, width,
                            height);
   const int64_t H = in.height, W = in.width;
@@ -99,6 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> splat_composite_backward(
       dense(g_transmittance_, "g_transmittance", means2d, "means2d", {in.I, H, W});
   Tensor g_means2d = at::empty_like(in.means2d), g_conics = at::empty_like(in.conics);
   Tensor g_opacities = at::empty_like(in.opacities), g_features = at::empty_like(in.features);
+  Tensor g_absolute = at::empty({in.I, absgrad ? in.N : 0, 2}, in.means2d.options());
   Scratch scratch(in.means2d);
   dispatch(in.means2d, "means2d", [&](auto zero) {
     using T = decltype(zero);
@@ -116,23 +116,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> splat_composite_backward(
     args.g_conics = data<T>(g_conics);
     args.g_opacities = data<T>(g_opacities);
     args.g_features = data<T>(g_features);
+    args.g_absolute = data<T>(g_absolute);
     kernels_for<T>(in.means2d).composite_backward(args, context_for(in.means2d, scratch));
   });
-  return {g_means2d, g_conics, g_opacities, g_features};
+  return {g_means2d, g_conics, g_opacities, g_features, g_absolute};
 }
 
 void define(torch::Library& m) {
   m.def(
       "splat_composite(Tensor means2d, Tensor conics, Tensor opacities, Tensor features, "
       "Tensor tile_offsets, Tensor tile_ids, Tensor order, Tensor starts, Tensor entries_of, "
-      "int width, int height, float alpha_max) "
+      "int width, int height, float alpha_max, Tensor? absolute=None) "
       "-> (Tensor out, Tensor transmittance, Tensor last)");
   m.def(
       "splat_composite_backward(Tensor means2d, Tensor conics, Tensor opacities, "
       "Tensor features, Tensor tile_offsets, Tensor tile_ids, Tensor order, Tensor starts, "
       "Tensor entries_of, int width, int height, float alpha_max, Tensor transmittance, "
-      "Tensor last, Tensor g_out, Tensor g_transmittance) "
-      "-> (Tensor g_means2d, Tensor g_conics, Tensor g_opacities, Tensor g_features)");
+      "Tensor last, Tensor g_out, Tensor g_transmittance, bool absgrad=False) "
+      "-> (Tensor g_means2d, Tensor g_conics, Tensor g_opacities, Tensor g_features, "
+      "Tensor g_absolute)");
 }
 
 void implement(torch::Library& m) {

@@ -15,6 +15,7 @@
 namespace pyext::PYEXT_ISA {
 
 constexpr int kMoments = 6;        // sums of h, h dx, h dy, h dx^2, h dx dy, h dy^2
+constexpr int kAbsolutes = 2;      // sums of |h (a dx + b dy)|, |h (b dx + c dy)|, if asked for
 constexpr int kSegmentBlocks = 8;  // records of a segment take 1 MB in float32: the L2 of a core
 constexpr int64_t kSlotBytes = int64_t(256) << 20;  // tiles are taken in bands of so many slots
 
@@ -79,12 +80,13 @@ struct FeatureSums {
   PYEXT_INLINE void add(Lanes<T> weight, const T* g_out) {
     for (int k = 0; k < D; ++k) sum[k] = fma(weight, Lanes<T>::load(g_out + k * kLanes), sum[k]);
   }
-  // All sums of the slot in one go: the moments, then the features.
-  PYEXT_INLINE void finish(const Lanes<T>* moments, T* slot) const {
-    Lanes<T> all[kMoments + D];
-    for (int i = 0; i < kMoments; ++i) all[i] = moments[i];
-    for (int k = 0; k < D; ++k) all[kMoments + k] = sum[k];
-    sum_each<kMoments + D>(all, slot);
+  // All sums of the slot in one go: the K of the geometry, then the features.
+  template <int K>
+  PYEXT_INLINE void finish(const Lanes<T>* geometry, T* slot) const {
+    Lanes<T> all[K + D];
+    for (int i = 0; i < K; ++i) all[i] = geometry[i];
+    for (int k = 0; k < D; ++k) all[K + k] = sum[k];
+    sum_each<K + D>(all, slot);
   }
 };
 
@@ -108,15 +110,15 @@ struct FeatureSums<T, 0> {
       fma(weight, Lanes<T>::load(g_out + k * kLanes), Lanes<T>::load(sums + k * kLanes))
           .store(sums + k * kLanes);
   }
-  PYEXT_INLINE void finish(const Lanes<T>* moments, T* slot) const {
-    sum_each<kMoments>(moments, slot);
-    for (int64_t k = 0; k < channels; ++k)
-      slot[kMoments + k] = Lanes<T>::load(sums + k * kLanes).sum();
+  template <int K>
+  PYEXT_INLINE void finish(const Lanes<T>* geometry, T* slot) const {
+    sum_each<K>(geometry, slot);
+    for (int64_t k = 0; k < channels; ++k) slot[K + k] = Lanes<T>::load(sums + k * kLanes).sum();
   }
 };
 
 // One Gaussian of a marched block: back-propagates through its rows and fills its slot.
-template <class T, int D>
+template <class T, int D, bool kAbsolute>
 PYEXT_INLINE void gaussian_backward(const CompositeArgs<T>& args, const Block<T>& block, int j,
                                     uint32_t rows, const T* records, BackwardState<T>& state,
                                     T* slot) {
@@ -125,6 +127,8 @@ PYEXT_INLINE void gaussian_backward(const CompositeArgs<T>& args, const Block<T>
   FeatureSums<T, D> features(args.features + block.id[j] * args.channels, state.feature_sum,
                              args.channels);
   V h0 = zero, h1 = zero, h2 = zero;  // sums over rows of h, h dy, h dy^2, per column
+  V absolute_x = zero, absolute_y = zero;
+  const V dx = pixel_centres<T>() - V(block.u[j]);
   for (; rows; rows &= rows - 1) {
     const int r = __builtin_ctz(rows);
     const T* record = records + r * 2 * kLanes;
@@ -142,11 +146,22 @@ PYEXT_INLINE void gaussian_backward(const CompositeArgs<T>& args, const Block<T>
     const V hy = h * dy;
     h1 = h1 + hy;
     h2 = fma(hy, dy, h2);
+    if constexpr (kAbsolute) {
+      const T* conic = args.conics + 3 * int64_t(block.id[j]);
+      const V b(conic[1]);
+      const V gx = h * fma(V(conic[0]), dx, b * dy), gy = h * fma(V(conic[2]), dy, b * dx);
+      absolute_x = absolute_x + vmax(gx, -gx);
+      absolute_y = absolute_y + vmax(gy, -gy);
+    }
   }
-  const V dx = pixel_centres<T>() - V(block.u[j]);
   const V hx = h0 * dx;
-  const V moments[kMoments] = {h0, hx, h1, hx * dx, h1 * dx, h2};
-  features.finish(moments, slot);
+  if constexpr (kAbsolute) {
+    const V geometry[] = {h0, hx, h1, hx * dx, h1 * dx, h2, absolute_x, absolute_y};
+    features.template finish<kMoments + kAbsolutes>(geometry, slot);
+  } else {
+    const V geometry[] = {h0, hx, h1, hx * dx, h1 * dx, h2};
+    features.template finish<kMoments>(geometry, slot);
+  }
 }
 
 template <class T, int D>
@@ -177,15 +192,21 @@ void load_upstream(const CompositeBackwardArgs<T>& args, const TileAt& at,
   }
 }
 
-// slots [entries of the tile, 6 + D] start out zero.
-template <class T, int D>
+// Sums of the geometry in a slot; those of the D features follow.
+template <class T>
+int64_t geometry_sums(const CompositeBackwardArgs<T>& args) {
+  return kMoments + (args.g_absolute ? kAbsolutes : 0);
+}
+
+// slots [entries of the tile, geometry_sums + D] start out zero.
+template <class T, int D, bool kAbsolute>
 void composite_tile_backward(const CompositeBackwardArgs<T>& args, int64_t tile,
                              BackwardState<T>& state, T* slots) {
   const CompositeArgs<T>& f = args.forward;
   const TileAt at = tile_at(tile, f.width, f.height);
   const int64_t begin = f.tile_offsets[tile], end = f.tile_offsets[tile + 1];
   constexpr int64_t kSegment = kSegmentBlocks * kBlock;
-  const int64_t stride = kMoments + f.channels;
+  const int64_t stride = geometry_sums(args) + f.channels;
   load_upstream<T, D>(args, at, state);
   start_rows(f, at, state.rows);
 
@@ -208,9 +229,9 @@ void composite_tile_backward(const CompositeBackwardArgs<T>& args, int64_t tile,
     for (int64_t i = last - first - 1; i >= 0; --i) {
       const uint32_t rows = state.hit_rows[i];
       if (rows)
-        gaussian_backward<T, D>(f, state.blocks[i / kBlock], int(i % kBlock), rows,
-                                state.records + i * kTile * 2 * kLanes, state,
-                                slots + (first - begin + i) * stride);
+        gaussian_backward<T, D, kAbsolute>(f, state.blocks[i / kBlock], int(i % kBlock), rows,
+                                           state.records + i * kTile * 2 * kLanes, state,
+                                           slots + (first - begin + i) * stride);
     }
   }
 }
@@ -220,14 +241,15 @@ template <class T>
 void gather_slots(const CompositeBackwardArgs<T>& args, int64_t r, const T* slots,
                   int64_t band_begin, int64_t band_end, int64_t& cursor) {
   const CompositeArgs<T>& f = args.forward;
-  const int64_t id = args.order[r], stride = kMoments + f.channels;
-  T m[kMoments] = {};
+  const int64_t id = args.order[r], geometry = geometry_sums(args);
+  const int64_t stride = geometry + f.channels;
+  T m[kMoments + kAbsolutes] = {};
   T* g_features = args.g_features + id * f.channels;
   const int64_t begin = cursor;
   for (; cursor < args.starts[r + 1] && args.entries_of[cursor] < band_end; ++cursor) {
     const T* slot = slots + (args.entries_of[cursor] - band_begin) * stride;
-    for (int i = 0; i < kMoments; ++i) m[i] += slot[i];
-    for (int64_t k = 0; k < f.channels; ++k) g_features[k] += slot[kMoments + k];
+    for (int64_t i = 0; i < geometry; ++i) m[i] += slot[i];
+    for (int64_t k = 0; k < f.channels; ++k) g_features[k] += slot[geometry + k];
   }
   if (cursor == begin) return;
   const T a = f.conics[3 * id], b = f.conics[3 * id + 1], c = f.conics[3 * id + 2];
@@ -238,6 +260,8 @@ void gather_slots(const CompositeBackwardArgs<T>& args, int64_t r, const T* slot
   args.g_conics[3 * id + 1] -= m[4];
   args.g_conics[3 * id + 2] -= T(0.5) * m[5];
   args.g_opacities[id] += m[0] / f.opacities[id];
+  if (args.g_absolute)
+    for (int i = 0; i < kAbsolutes; ++i) args.g_absolute[2 * id + i] += m[kMoments + i];
 }
 
 template <class T>
@@ -246,6 +270,7 @@ void zero_gradients(const CompositeBackwardArgs<T>& args) {
   memset(args.g_means2d, 0, size_t(2 * count) * sizeof(T));
   memset(args.g_conics, 0, size_t(3 * count) * sizeof(T));
   memset(args.g_opacities, 0, size_t(count) * sizeof(T));
+  if (args.g_absolute) memset(args.g_absolute, 0, size_t(2 * count) * sizeof(T));
   memset(args.g_features, 0, size_t(count * args.forward.channels) * sizeof(T));
 }
 
@@ -284,7 +309,7 @@ template <class T>
 void composite_backward(const CompositeBackwardArgs<T>& args, const Context& context) {
   const CompositeArgs<T>& f = args.forward;
   const int64_t tiles = tile_count(f), ranks = f.images * f.gaussians;
-  const int64_t stride = kMoments + f.channels;
+  const int64_t stride = geometry_sums(args) + f.channels;
   zero_gradients(args);
   const int64_t budget = kSlotBytes / (stride * int64_t(sizeof(T)));
   int64_t longest = 0, widest_band = 0;
@@ -308,8 +333,11 @@ void composite_backward(const CompositeBackwardArgs<T>& args, const Context& con
       static_cast<int64_t*>(context.scratch(context.owner, ranks * int64_t(sizeof(int64_t))));
   memcpy(cursors, args.starts, size_t(ranks) * sizeof(int64_t));
   const BackwardScratch<T> scratch(f, longest, context);
-  const auto run = with_channels(
-      f.channels, [](auto d) { return &composite_tile_backward<T, decltype(d)::value>; });
+  const auto run = with_channels(f.channels, [&](auto d) {
+    constexpr int D = decltype(d)::value;
+    return args.g_absolute ? &composite_tile_backward<T, D, true>
+                           : &composite_tile_backward<T, D, false>;
+  });
 
   for (int64_t tile = 0, next; tile < tiles; tile = next) {
     next = band_end(tile);

@@ -5,7 +5,8 @@
 //   dL/dalpha = T (q - U),   U <- U + alpha (q - U),   U at the back = dL/dT_final.
 // A warp sums the moments of h = alpha dL/dalpha about the Gaussian's centre, the block adds its
 // warps in a fixed order into one slot per (tile, Gaussian), and a last pass adds each Gaussian's
-// slots. The slots take (6 + D) floats per list entry.
+// slots. The slots take (G + D) floats per list entry, G being the sums of the geometry: six
+// moments, and two absolute gradients where they are asked for.
 #pragma once
 
 #include "splat/cuda/composite.cuh"
@@ -13,6 +14,7 @@
 namespace pyext::splat::cuda {
 
 constexpr int kMoments = 6;       // sums of h, h dx, h dy, h dx^2, h dx dy, h dy^2
+constexpr int kAbsolutes = 2;     // sums of |h (a dx + b dy)|, |h (b dx + c dy)|
 constexpr int kChannelChunk = 4;  // channels whose sums are taken at once when D is not known
 constexpr int kGatherThreads = 256;
 
@@ -66,8 +68,9 @@ __device__ inline PixelGrad back_blend(const Sample& s, int64_t at, float alpha_
   return {weight, s.alpha < alpha_max ? weight * d : 0.0f};
 }
 
-__device__ inline void moments(const PixelGrad& grad, const Batch& batch, int j, const Pixel& pixel,
-                               float* values) {
+template <int G>
+__device__ inline void geometry(const CompositeArgs<float>& args, const PixelGrad& grad,
+                                const Batch& batch, int j, const Pixel& pixel, float* values) {
   const float dx = pixel.x - batch.u[j], dy = pixel.y - batch.v[j];
   values[0] = grad.h;
   values[1] = grad.h * dx;
@@ -75,10 +78,15 @@ __device__ inline void moments(const PixelGrad& grad, const Batch& batch, int j,
   values[3] = values[1] * dx;
   values[4] = values[1] * dy;
   values[5] = values[2] * dy;
+  if constexpr (G > kMoments) {
+    const float* conic = args.conics + 3 * int64_t(batch.id[j]);
+    values[6] = fabsf(conic[0] * values[1] + conic[1] * values[2]);
+    values[7] = fabsf(conic[1] * values[1] + conic[2] * values[2]);
+  }
 }
 
 // Gradients of 32 Gaussians, from place `first` of the batch on: D known when compiled.
-template <int D>
+template <int D, int G>
 struct Back {
   float g_out[D] = {};
 
@@ -89,7 +97,7 @@ struct Back {
   __device__ void group(const CompositeBackwardArgs<float>& args, const Batch& batch,
                         const Pixel& pixel, int64_t at, int first, int count, unsigned bits,
                         BackwardState& state, float* slots) {
-    __shared__ Partials<kMoments + D> partials;
+    __shared__ Partials<G + D> partials;
     const CompositeArgs<float>& f = args.forward;
     partials.clear();
     while (bits) {
@@ -103,20 +111,20 @@ struct Back {
             return q;
           });
       if (!__any_sync(kFullWarp, grad.weight != 0.0f)) continue;
-      float values[kMoments + D];
-      moments(grad, batch, j, pixel, values);
-      for (int k = 0; k < D; ++k) values[kMoments + k] = grad.weight * g_out[k];
+      float values[G + D];
+      geometry<G>(f, grad, batch, j, pixel, values);
+      for (int k = 0; k < D; ++k) values[G + k] = grad.weight * g_out[k];
       partials.put(i, values);
     }
     __syncthreads();
-    partials.write(count, kMoments + D, slots, kMoments + D);
+    partials.write(count, G + D, slots, G + D);
     __syncthreads();
   }
 };
 
 // Any number of channels: 32 weights are kept, then the features' sums are taken chunk by chunk.
-template <>
-struct Back<0> {
+template <int G>
+struct Back<0, G> {
   const float* g_out = nullptr;  // null outside the image
 
   __device__ Back(const CompositeBackwardArgs<float>& args, const Pixel& pixel) {
@@ -126,9 +134,9 @@ struct Back<0> {
                         const Pixel& pixel, int64_t at, int first, int count, unsigned bits,
                         BackwardState& state, float* slots) {
     __shared__ float weights[32][kTileThreads];  // a thread reads back only its own column
-    __shared__ Partials<kMoments> partials;
+    __shared__ Partials<G> partials;
     const CompositeArgs<float>& f = args.forward;
-    const int64_t stride = kMoments + f.channels;
+    const int64_t stride = G + f.channels;
     unsigned counted = 0;
     partials.clear();
     while (bits) {
@@ -144,21 +152,21 @@ struct Back<0> {
       if (!__any_sync(kFullWarp, grad.weight != 0.0f)) continue;
       weights[i][threadIdx.x] = grad.weight;
       counted |= 1u << i;
-      float values[kMoments];
-      moments(grad, batch, j, pixel, values);
+      float values[G];
+      geometry<G>(f, grad, batch, j, pixel, values);
       partials.put(i, values);
     }
     __syncthreads();
-    partials.write(count, kMoments, slots, stride);
+    partials.write(count, G, slots, stride);
     __syncthreads();
     for (int64_t k = 0; k < f.channels; k += kChannelChunk)
-      feature_chunk(f.channels, k, weights, counted, count, slots + kMoments, partials);
+      feature_chunk(f.channels, k, weights, counted, count, slots + G, partials);
   }
 
  private:
   __device__ void feature_chunk(int64_t channels, int64_t k, const float (*weights)[kTileThreads],
                                 unsigned counted, int count, float* slots,
-                                Partials<kMoments>& partials) const {
+                                Partials<G>& partials) const {
     const int64_t left = channels - k;
     const int used = int(left < kChannelChunk ? left : kChannelChunk);
     float g[kChannelChunk];
@@ -166,12 +174,12 @@ struct Back<0> {
     partials.clear();
     for (; counted; counted &= counted - 1) {
       const int i = __ffs(int(counted)) - 1;
-      float values[kMoments] = {};
+      float values[G] = {};
       for (int c = 0; c < kChannelChunk; ++c) values[c] = weights[i][threadIdx.x] * g[c];
       partials.put(i, values);
     }
     __syncthreads();
-    partials.write(count, used, slots + k, kMoments + channels);
+    partials.write(count, used, slots + k, G + channels);
     __syncthreads();
   }
 };
@@ -186,20 +194,20 @@ __device__ inline int32_t block_max(int32_t value) {
   return most;
 }
 
-// slots [M, 6 + D] start out zero.
-template <int D>
+// slots [M, G + D] start out zero.
+template <int D, int G>
 __global__ void __launch_bounds__(kTileThreads)
     composite_backward_kernel(CompositeBackwardArgs<float> args, float* slots) {
   __shared__ Batch batch;
   const CompositeArgs<float>& f = args.forward;
   const Pixel pixel = pixel_of_thread(f);
-  const int64_t begin = f.tile_offsets[blockIdx.x], stride = kMoments + f.channels;
+  const int64_t begin = f.tile_offsets[blockIdx.x], stride = G + f.channels;
   BackwardState state{1.0f, 0.0f, -1};
   if (pixel.inside)
     state = {f.transmittance[pixel.index], args.g_transmittance[pixel.index], f.last[pixel.index]};
   const int64_t last = block_max(state.last);
   const int warp_last = __reduce_max_sync(kFullWarp, state.last);
-  Back<D> back(args, pixel);
+  Back<D, G> back(args, pixel);
   if (last < begin) return;
   for (int64_t at = begin + (last - begin) / kTileThreads * kTileThreads; at >= begin;
        at -= kTileThreads) {
@@ -214,11 +222,16 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
-// Adds the slots of one Gaussian, one thread a sum; features are done, moments go on.
+// Sums of the geometry in a slot; those of the D features follow.
+__host__ __device__ inline int64_t geometry_sums(const CompositeBackwardArgs<float>& args) {
+  return kMoments + (args.g_absolute ? kAbsolutes : 0);
+}
+
+// Adds the slots of one Gaussian, one thread a sum; only the moments have another step to go.
 __global__ void __launch_bounds__(kGatherThreads)
     gather_kernel(CompositeBackwardArgs<float> args, const float* slots, float* moment_sums) {
   const CompositeArgs<float>& f = args.forward;
-  const int64_t stride = kMoments + f.channels;
+  const int64_t geometry = geometry_sums(args), stride = geometry + f.channels;
   const int64_t item = int64_t(blockIdx.x) * kGatherThreads + threadIdx.x;
   const int64_t rank = item / stride, k = item % stride;
   if (rank >= f.images * f.gaussians) return;
@@ -227,8 +240,10 @@ __global__ void __launch_bounds__(kGatherThreads)
     sum += slots[args.entries_of[e] * stride + k];
   if (k < kMoments)
     moment_sums[rank * kMoments + k] = sum;
+  else if (k < geometry)
+    args.g_absolute[2 * int64_t(args.order[rank]) + k - kMoments] = sum;
   else
-    args.g_features[int64_t(args.order[rank]) * f.channels + k - kMoments] = sum;
+    args.g_features[int64_t(args.order[rank]) * f.channels + k - geometry] = sum;
 }
 
 __global__ void __launch_bounds__(kGatherThreads)
@@ -251,14 +266,19 @@ __global__ void __launch_bounds__(kGatherThreads)
 inline void composite_backward(const CompositeBackwardArgs<float>& args, const Context& context) {
   const CompositeArgs<float>& f = args.forward;
   const auto stream = cudaStream_t(context.stream);
-  const int64_t ranks = f.images * f.gaussians, stride = kMoments + f.channels;
+  const int64_t ranks = f.images * f.gaussians, stride = geometry_sums(args) + f.channels;
   auto* slots = scratch_array<float>(context, f.entries * stride);
   auto* moment_sums = scratch_array<float>(context, ranks * kMoments);
   check_cuda(cudaMemsetAsync(slots, 0, size_t(f.entries * stride) * sizeof(float), stream),
              "clear the slots");
   with_channels(f.channels, [&](auto d) {
-    PYEXT_LAUNCH(composite_backward_kernel<decltype(d)::value>, tile_count(f), kTileThreads, stream,
-                 args, slots);
+    constexpr int D = decltype(d)::value;
+    if (args.g_absolute)
+      PYEXT_LAUNCH((composite_backward_kernel<D, kMoments + kAbsolutes>), tile_count(f),
+                   kTileThreads, stream, args, slots);
+    else
+      PYEXT_LAUNCH((composite_backward_kernel<D, kMoments>), tile_count(f), kTileThreads, stream,
+                   args, slots);
   });
   PYEXT_LAUNCH(gather_kernel, blocks_for(ranks * stride, kGatherThreads), kGatherThreads, stream,
                args, slots, moment_sums);

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from pyext.interface.splat import TILE
+from pyext.interface.splat_lists import TILE
 
 
 @torch.library.register_fake("pyext::splat_bin")
-def _(means2d, radii, depths, conics, opacities, width, height):  # type: ignore[no-untyped-def]
+def _(means2d, radii, depths, conics, opacities, width, height, exact):  # type: ignore[no-untyped-def]
     images, N = means2d.shape[0], means2d.shape[1]
     tiles = images * (-(-width // TILE)) * (-(-height // TILE))
     entries = torch.library.get_ctx().new_dynamic_size()

@@ -65,6 +65,7 @@ inline uint32_t __float_as_uint(float value) {
   return bits;
 }
 inline int __ffs(int value) { return __builtin_ffs(value); }
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __clz(int value) { return value ? __builtin_clz(unsigned(value)) : 32; }
 inline unsigned __brev(unsigned value) {
   unsigned reversed = 0;

@@ -1,0 +1,1 @@
+"""Other packages' interfaces over pyext's ops: what their callers import instead."""
