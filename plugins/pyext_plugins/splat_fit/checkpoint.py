@@ -1,37 +1,51 @@
-"""A fit on disk, from which it goes on to the same bits. Tensors and text only: safetensors."""
+"""Work on disk, from which it goes on to the same bits. Tensors and text only: safetensors."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pyext.errors import UserError
 from pyext.files import whole_file
-from pyext_plugins.splat_fit.fitting import Fit
 
 NAME = "checkpoint.safetensors"
 
 
-def save(fit: Fit, folder: Path) -> None:
-    """Write all that the rest of the fit depends on."""
-    metadata = {**_identity(fit), "step": str(fit.step), "seconds": repr(fit.seconds)}
+class Resumable(Protocol):
+    """Work that can be put down and taken up again."""
+
+    step: int
+    seconds: float
+
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must have in common with this work to go on with it."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the rest of the work depends on, besides step and seconds."""
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state` gave, at the step it was of."""
+
+
+def save(work: Resumable, folder: Path) -> None:
+    """Write all that the rest of the work depends on."""
+    metadata = {**_identity(work), "step": str(work.step), "seconds": repr(work.seconds)}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in work.state().items()}
     with whole_file(folder / NAME) as path:
-        save_file(_tensors(fit), path, metadata=metadata)
+        save_file(tensors, path, metadata=metadata)
 
 
-def resume(fit: Fit, folder: Path) -> bool:
-    """Bring a new fit to where the folder's checkpoint left off; False if there is none.
+def resume(work: Resumable, folder: Path) -> bool:
+    """Bring new work to where the folder's checkpoint left off; False if there is none.
 
     Raises:
-        UserError: the checkpoint is of another picture, settings or version, or unreadable.
+        UserError: the checkpoint is of other data, settings or versions, or unreadable.
     """
     path = folder / NAME
     if not path.exists():
@@ -42,14 +56,14 @@ def resume(fit: Fit, folder: Path) -> bool:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"--output: {path} cannot be read: {error}") from error
-    for key, wanted in _identity(fit).items():
+    for key, wanted in _identity(work).items():
         if metadata.get(key) != wanted:
             raise UserError(
                 f"--output: {folder} holds a fit of {_describe(key, metadata.get(key))}, this is "
                 f"{_describe(key, wanted)}; choose another folder, or remove {NAME} there"
             )
-    fit.step, fit.seconds = int(metadata["step"]), float(metadata["seconds"])
-    _restore(fit, tensors)
+    work.step, work.seconds = int(metadata["step"]), float(metadata["seconds"])
+    work.restore(tensors)
     return True
 
 
@@ -59,33 +73,6 @@ def _describe(key: str, value: str | None) -> str:
     return f"{key} {value[:12]}" if value else "something else"
 
 
-def _identity(fit: Fit) -> dict[str, str]:
-    digest = hashlib.sha256(repr(tuple(fit.target.shape)).encode())
-    digest.update(fit.target.numpy().tobytes())
-    return {
-        "settings": json.dumps(asdict(fit.settings)),
-        "picture": digest.hexdigest(),
-        "pyext-plugins": version("pyext-plugins"),  # another version may take other steps
-    }
-
-
-def _tensors(fit: Fit) -> dict[str, Tensor]:
-    tensors = {f"snapshot.{step}": picture for step, picture in fit.snapshots.items()}
-    for name, parameter in fit.parameters.items():
-        tensors[f"parameter.{name}"] = parameter.detach()
-        for key, value in fit.optimizer.state[parameter].items():
-            tensors[f"adam.{name}.{key}"] = value
-    return tensors
-
-
-def _restore(fit: Fit, tensors: dict[str, Tensor]) -> None:
-    for key, value in tensors.items():
-        kind, _, rest = key.partition(".")
-        if kind == "snapshot":
-            fit.snapshots[int(rest)] = value
-        elif kind == "parameter":
-            with torch.no_grad():
-                fit.parameters[rest].copy_(value)
-        else:
-            name, _, field = rest.partition(".")
-            fit.optimizer.state[fit.parameters[name]][field] = value
+def _identity(work: Resumable) -> dict[str, str]:
+    # Another version may take other steps.
+    return {**work.identity(), "pyext-plugins": version("pyext-plugins")}

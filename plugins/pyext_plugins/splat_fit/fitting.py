@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -114,18 +117,57 @@ class Fit:
             unit = self.camera.world_per_pixel if group["name"] == "means" else 1.0
             group["lr"] = STEP_SIZES[group["name"]] * unit * decay
 
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must have in common with this fit to go on with it."""
+        digest = hashlib.sha256(repr(tuple(self.target.shape)).encode())
+        digest.update(self.target.numpy().tobytes())
+        return {"settings": json.dumps(asdict(self.settings)), "picture": digest.hexdigest()}
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the rest of the fit depends on, besides step and seconds."""
+        tensors = {f"snapshot.{step}": picture for step, picture in self.snapshots.items()}
+        for name, parameter in self.parameters.items():
+            tensors[f"parameter.{name}"] = parameter.detach()
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"adam.{name}.{key}"] = value
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state` gave."""
+        for key, value in tensors.items():
+            kind, _, rest = key.partition(".")
+            if kind == "snapshot":
+                self.snapshots[int(rest)] = value
+            elif kind == "parameter":
+                with torch.no_grad():
+                    self.parameters[rest].copy_(value)
+            else:
+                name, _, field = rest.partition(".")
+                self.optimizer.state[self.parameters[name]][field] = value
+
+
+class Steps(Protocol):
+    """Work in steps, each of which tells a PSNR in dB."""
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are taken."""
+
+    def advance(self) -> float:
+        """Take one."""
+
 
 def run(
-    fit: Fit,
+    work: Steps,
     on_step: Callable[[float], None] = lambda psnr: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Advance until the fit is done or somebody wants it to stop.
+    """Advance until the work is done or somebody wants it to stop.
 
     Args:
-        fit: is changed.
+        work: is changed.
         on_step: called with the PSNR after every step.
         should_stop: asked before every step.
     """
-    while not fit.done and not should_stop():
-        on_step(fit.advance())
+    while not work.done and not should_stop():
+        on_step(work.advance())

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pyext import environment
+from pyext import environment, scene
 from pyext.report import Report
 from pyext_plugins.splat_fit.fitting import Fit
 from pyext_plugins.splat_fit.picture import psnr, save_png, save_row, to_bytes
-from pyext_plugins.splat_fit.ply import write_ply
+from pyext_plugins.splat_fit.scene import as_scene
 
 OUTPUT_NAMES = ("target.png", "fit.png", "strip.png", "splats.ply")
 
@@ -24,7 +24,7 @@ def write_outputs(fit: Fit, folder: Path) -> Report:
     save_png(target_file, to_bytes(fit.target))
     save_png(fit_file, final)
     save_row(strip_file, [seen[step] for step in sorted(seen)])
-    write_ply(scene_file, fit.parameters)
+    scene.save(as_scene(fit.parameters), scene_file)
     return Report(
         title=f"{fit.camera.width} x {fit.camera.height} pixels, "
         f"{fit.settings.gaussians} Gaussians",

@@ -33,26 +33,43 @@ def load_picture(path: Path) -> Tensor:
         UserError: there is no such file, it is not a picture, or it has more pixels than Pillow
             thinks safe to open.
     """
+    image = open_image(path, "IMAGE", upright=True)
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return flatten(image, "black").float() / 255
+
+
+def open_image(path: Path, argument: str, upright: bool = False) -> Image.Image:
+    """Read a picture file as eight-bit RGBA; ``upright`` applies the orientation noted in it.
+
+    Raises:
+        UserError: as `load_picture`; the message begins with ``argument``.
+    """
     if not path.is_file():
-        raise UserError(f"IMAGE: expected a picture file, {path} is not a file")
+        raise UserError(f"{argument}: expected a picture file, {path} is not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
-                image = _eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
+                turned = ImageOps.exif_transpose(opened) if upright else opened
+                image = _eight_bits(turned).convert("RGBA")
     except UnidentifiedImageError as error:
-        raise UserError(f"IMAGE: expected a picture, {path} is none that Pillow reads") from error
+        raise UserError(
+            f"{argument}: expected a picture, {path} is none that Pillow reads"
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = Image.MAX_IMAGE_PIXELS
-        raise UserError(f"IMAGE: expected at most {limit} pixels, {path}: {error}") from error
+        raise UserError(f"{argument}: expected at most {limit} pixels, {path}: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"IMAGE: {path} cannot be read: {error}") from error
+        raise UserError(f"{argument}: {path} cannot be read: {error}") from error
     if not (image.width and image.height):
-        raise UserError(f"IMAGE: {path} has {image.width} x {image.height} pixels")
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-    rgb = np.asarray(Image.alpha_composite(black, image).convert("RGB"))
-    return torch.from_numpy(rgb.copy()).float() / 255
+        raise UserError(f"{argument}: {path} has {image.width} x {image.height} pixels")
+    return image
+
+
+def flatten(image: Image.Image, background: str) -> Tensor:
+    """Put an RGBA picture on a colour that Pillow knows by name; uint8, [H, W, 3]."""
+    behind = Image.new("RGBA", image.size, background)
+    return torch.from_numpy(np.array(Image.alpha_composite(behind, image).convert("RGB")))
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

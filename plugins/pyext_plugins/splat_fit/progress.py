@@ -1,4 +1,4 @@
-"""The progress bar of a fit, and Ctrl-C."""
+"""The progress bar, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,22 +10,30 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pyext_plugins.splat_fit.fitting import Fit
-
 
 @contextmanager
-def progress_bar(fit: Fit) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr; gives the function that moves it on by a step and shows the PSNR."""
+def progress_bar(
+    label: str, total: int, done: int = 0, psnr: float | None = None
+) -> Iterator[Callable[[int, float | None], None]]:
+    """A bar on stderr; gives the function that moves it to a step and shows a PSNR, if any."""
     columns = (
-        TextColumn("fitting"),
+        TextColumn(label),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("PSNR {task.fields[psnr]:.2f} dB"),
+        TextColumn("{task.fields[shown]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=fit.settings.steps, completed=fit.step, psnr=fit.psnr())
-        yield lambda psnr: bar.update(task, completed=fit.step, psnr=psnr)
+        task = bar.add_task("", total=total, completed=done, shown=_show(psnr))
+
+        def move(done: int, psnr: float | None = None) -> None:
+            bar.update(task, completed=done, shown=_show(psnr))
+
+        yield move
+
+
+def _show(psnr: float | None) -> str:
+    return "" if psnr is None else f"PSNR {psnr:.2f} dB"
 
 
 @contextmanager

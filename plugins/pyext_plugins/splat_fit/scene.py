@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pyext.ops.splat import rasterization
+from pyext.scene.gaussians import SH_C0, Scene
 
 DISTANCE, THICKNESS = 4.0, 0.1  # of the slab, in world units
-SH_DC = 0.28209479177387814  # the constant spherical harmonic: colour = 0.5 + SH_DC * dc
 UNIFORM_SHARE = 0.3  # of the starting places; the others follow the picture's edges
 SMALLEST, LARGEST = 0.7, 20.0  # pixels, of the starting standard deviations
 
@@ -77,7 +77,7 @@ def start(picture: Tensor, gaussians: int, seed: int) -> Parameters:
         "log_scales": scales.log().repeat(1, 3),
         "quats": torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(gaussians, 1),
         "logit_opacities": torch.zeros(gaussians),
-        "dc": (picture.flatten(0, 1)[chosen] - 0.5) / SH_DC,
+        "dc": (picture.flatten(0, 1)[chosen] - 0.5) / SH_C0,
     }
 
 
@@ -103,10 +103,23 @@ def render(parameters: Parameters, camera: Camera, shrink: float = 1.0) -> Tenso
         scales=parameters["log_scales"].exp() * shrink,
         opacities=parameters["logit_opacities"].sigmoid(),
         # Viewers cut negative colours off; what is fitted must be what they show.
-        colors=(0.5 + SH_DC * parameters["dc"]).clamp(min=0),
+        colors=(0.5 + SH_C0 * parameters["dc"]).clamp(min=0),
         viewmats=torch.eye(4)[None],
         Ks=camera.intrinsics[None],
         width=camera.width,
         height=camera.height,
     )
     return colors[0]
+
+
+def as_scene(parameters: Parameters) -> Scene:
+    """The same Gaussians by the names of a scene file; colour does not depend on the view."""
+    values = {name: value.detach() for name, value in parameters.items()}
+    return Scene(
+        means=values["means"],
+        scales=values["log_scales"],
+        quats=values["quats"],
+        opacities=values["logit_opacities"],
+        sh0=values["dc"][:, None],
+        shN=torch.zeros(len(values["dc"]), 0, 3),
+    )
