@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <sstream>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #if defined(PYEXT_WITH_CUDA)
 #include <c10/cuda/CUDAStream.h>
 #endif
@@ -43,9 +47,24 @@ void check_like(const at::Tensor& tensor, const char* name, const at::Tensor& li
                    like.scalar_type(), " like ", like_name, ", got ", tensor.scalar_type());
 }
 
+at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  at::Tensor tensor = at::empty(sizes, options);
+#if defined(__linux__)
+  constexpr uintptr_t kHugePage = uintptr_t(2) << 20;
+  if (tensor.is_cpu() && tensor.nbytes() >= 2 * kHugePage) {
+    const auto begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+    const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t last = (begin + tensor.nbytes()) / kHugePage * kHugePage;
+    // A wish: the kernel may refuse it, which changes no result.
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  }
+#endif
+  return tensor;
+}
+
 void* Scratch::allocate(void* self, int64_t bytes) {
   auto* scratch = static_cast<Scratch*>(self);
-  scratch->held_.push_back(at::empty({std::max<int64_t>(bytes, 1)}, scratch->options_));
+  scratch->held_.push_back(empty({std::max<int64_t>(bytes, 1)}, scratch->options_));
   return scratch->held_.back().data_ptr();
 }
 

@@ -23,6 +23,10 @@ void check_device(const at::Tensor& tensor, const char* name, const at::Tensor& 
 void check_like(const at::Tensor& tensor, const char* name, const at::Tensor& like,
                 const char* like_name);
 
+// at::empty, large ones on huge pages where the system grants them. Memory that is new to the
+// process is otherwise handed over 4 KB at a time, which takes longer than filling it.
+at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options);
+
 // Scratch buffers on one device, held until the call returns.
 class Scratch {
  public:

@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor> splat_composite(
                            height);
   dense(absolute, "absolute", means2d, "means2d", {in.I, in.N, 2});
   const auto options = in.means2d.options();
-  Tensor out = at::empty({in.I, in.height, in.width, in.D}, options);
+  Tensor out = empty({in.I, in.height, in.width, in.D}, options);
   Tensor transmittance = at::empty({in.I, in.height, in.width}, options);
   Tensor last = at::empty({in.I, in.height, in.width}, options.dtype(at::kInt));
   Scratch scratch(in.means2d);

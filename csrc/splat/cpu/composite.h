@@ -1,6 +1,7 @@
 // Front-to-back compositing of one tile per task.
 #pragma once
 
+#include "core/simd_rows.h"
 #include "splat/channels.h"
 #include "splat/cpu/march.h"
 #include "splat/cpu/schedule.h"
@@ -22,18 +23,43 @@ struct Channels {
   }
 };
 
-// Any number of channels: the sums stay in memory.
+// Any number of channels: the sums stay in memory, and are read and written once for several
+// Gaussians. Each channel still adds them one by one, front to back.
 template <class T>
 struct Channels<T, 0> {
+  static constexpr int kPending = 8;
   T* state;
   int64_t channels;
+  int pending = 0;
+  Lanes<T> weights[kPending];
+  const T* features[kPending];
+
   PYEXT_INLINE Channels(T* state_, int64_t channels_) : state(state_), channels(channels_) {}
-  PYEXT_INLINE void add(Lanes<T> weight, const T* features) {
-    for (int64_t k = 0; k < channels; ++k)
-      fma(weight, Lanes<T>(features[k]), Lanes<T>::load(state + k * kLanes))
-          .store(state + k * kLanes);
+  PYEXT_INLINE void add(Lanes<T> weight, const T* features_) {
+    weights[pending] = weight;
+    features[pending] = features_;
+    if (++pending < kPending) return;
+    add_pending<kPending>(0);
+    pending = 0;
   }
-  PYEXT_INLINE void finish(T*) {}
+  PYEXT_INLINE void finish(T*) {
+    int first = 0;
+    if (pending & 4) add_pending<4>(first), first += 4;
+    if (pending & 2) add_pending<2>(first), first += 2;
+    if (pending & 1) add_pending<1>(first);
+    pending = 0;
+  }
+
+ private:
+  template <int Count>
+  PYEXT_INLINE void add_pending(int first) {
+    for (int64_t k = 0; k < channels; ++k) {
+      Lanes<T> sum = Lanes<T>::load(state + k * kLanes);
+      for (int i = first; i < first + Count; ++i)
+        sum = fma(weights[i], Lanes<T>(features[i][k]), sum);
+      sum.store(state + k * kLanes);
+    }
+  }
 };
 
 // What one tile carries from block to block.
@@ -82,9 +108,13 @@ void store_tile(const CompositeArgs<T>& args, const TileAt& at, const TileState<
         continue;
       }
     }
-    for (int i = 0; i < columns; ++i)
-      for (int64_t k = 0; k < channels; ++k)
-        args.out[(pixel + i) * channels + k] = colour[k * kLanes + i];
+    for (int64_t k = 0; k < channels; k += kLanes) {
+      const int width = channels - k < kLanes ? int(channels - k) : kLanes;
+      Lanes<T> sum[kLanes];
+      for (int i = 0; i < width; ++i) sum[i] = Lanes<T>::load(colour + (k + i) * kLanes);
+      for (int i = width; i < kLanes; ++i) sum[i] = Lanes<T>(T(0));
+      store_block(sum, args.out + pixel * channels + k, channels, width, columns);
+    }
   }
 }
 

@@ -28,7 +28,6 @@ struct BackwardState {
   T* records;           // [blocks, 64, 16 rows, (alpha, T), 16 lanes]
   T* g_out;             // [16 rows, D, 16 lanes]
   T* behind;            // [16 rows, 16 lanes]: U
-  T* feature_sum;       // [D, 16 lanes]
   Row<T>* checkpoints;  // [segments, 16]
 };
 
@@ -66,13 +65,13 @@ bool march_segment(const CompositeArgs<T>& args, const TileAt& at, int64_t first
 template <class T, int D>
 struct FeatureSums {
   Lanes<T> sum[D], feature[D];
-  PYEXT_INLINE FeatureSums(const T* features, T*, int64_t) {
+  PYEXT_INLINE FeatureSums(const T* features, int64_t, uint32_t, const T*, const T*, T*) {
     for (int k = 0; k < D; ++k) {
       sum[k] = Lanes<T>(T(0));
       feature[k] = Lanes<T>(features[k]);
     }
   }
-  PYEXT_INLINE Lanes<T> dot(const T* g_out) const {
+  PYEXT_INLINE Lanes<T> dot(int, const T* g_out) const {
     Lanes<T> q = feature[0] * Lanes<T>::load(g_out);
     for (int k = 1; k < D; ++k) q = fma(feature[k], Lanes<T>::load(g_out + k * kLanes), q);
     return q;
@@ -90,30 +89,53 @@ struct FeatureSums {
   }
 };
 
+// Any number of channels: a few at a time, over all rows at once, so that one read of the upstream
+// gradient serves both products and the sums stay in registers.
 template <class T>
 struct FeatureSums<T, 0> {
-  const T* features;
-  T* sums;
-  int64_t channels;
-  PYEXT_INLINE FeatureSums(const T* features_, T* sums_, int64_t channels_)
-      : features(features_), sums(sums_), channels(channels_) {
-    for (int64_t i = 0; i < channels * kLanes; ++i) sums[i] = T(0);
+  Lanes<T> q[kTile], weights[kTile];
+  const T* upstream[kTile];
+  int count = 0;
+
+  PYEXT_INLINE FeatureSums(const T* features, int64_t channels, uint32_t rows, const T* records,
+                           const T* g_out, T* sums) {
+    for (; rows; rows &= rows - 1) {
+      const int r = __builtin_ctz(rows);
+      const T* record = records + r * 2 * kLanes;
+      weights[count] = Lanes<T>::load(record) * Lanes<T>::load(record + kLanes);
+      q[count] = Lanes<T>(T(0));
+      upstream[count++] = g_out + r * channels * kLanes;
+    }
+    int64_t k = 0;
+    for (; k + 8 <= channels; k += 8) multiply<8>(features, k, sums);
+    for (; k + 4 <= channels; k += 4) multiply<4>(features, k, sums);
+    for (; k < channels; ++k) multiply<1>(features, k, sums);
   }
-  PYEXT_INLINE Lanes<T> dot(const T* g_out) const {
-    Lanes<T> q(T(0));
-    for (int64_t k = 0; k < channels; ++k)
-      q = fma(Lanes<T>(features[k]), Lanes<T>::load(g_out + k * kLanes), q);
-    return q;
-  }
-  PYEXT_INLINE void add(Lanes<T> weight, const T* g_out) {
-    for (int64_t k = 0; k < channels; ++k)
-      fma(weight, Lanes<T>::load(g_out + k * kLanes), Lanes<T>::load(sums + k * kLanes))
-          .store(sums + k * kLanes);
-  }
+  PYEXT_INLINE Lanes<T> dot(int i, const T*) const { return q[i]; }
+  PYEXT_INLINE void add(Lanes<T>, const T*) {}
   template <int K>
   PYEXT_INLINE void finish(const Lanes<T>* geometry, T* slot) const {
     sum_each<K>(geometry, slot);
-    for (int64_t k = 0; k < channels; ++k) slot[K + k] = Lanes<T>::load(sums + k * kLanes).sum();
+  }
+
+ private:
+  template <int Count>
+  PYEXT_INLINE void multiply(const T* features, int64_t k, T* sums) {
+    Lanes<T> feature[Count], sum[Count];
+    for (int c = 0; c < Count; ++c) {
+      feature[c] = Lanes<T>(features[k + c]);
+      sum[c] = Lanes<T>(T(0));
+    }
+    for (int i = 0; i < count; ++i) {
+      Lanes<T> chains[2] = {q[i], Lanes<T>(T(0))};  // two, to hide the latency of an addition
+      for (int c = 0; c < Count; ++c) {
+        const Lanes<T> g = Lanes<T>::load(upstream[i] + (k + c) * kLanes);
+        chains[c & 1] = fma(feature[c], g, chains[c & 1]);
+        sum[c] = fma(weights[i], g, sum[c]);
+      }
+      q[i] = chains[0] + chains[1];
+    }
+    sum_each<Count>(sum, sums + k);
   }
 };
 
@@ -124,18 +146,19 @@ PYEXT_INLINE void gaussian_backward(const CompositeArgs<T>& args, const Block<T>
                                     T* slot) {
   using V = Lanes<T>;
   const V alpha_max(args.alpha_max), zero(T(0));
-  FeatureSums<T, D> features(args.features + block.id[j] * args.channels, state.feature_sum,
-                             args.channels);
+  constexpr int kGeometry = kMoments + (kAbsolute ? kAbsolutes : 0);
+  FeatureSums<T, D> features(args.features + block.id[j] * args.channels, args.channels, rows,
+                             records, state.g_out, slot + kGeometry);
   V h0 = zero, h1 = zero, h2 = zero;  // sums over rows of h, h dy, h dy^2, per column
   V absolute_x = zero, absolute_y = zero;
   const V dx = pixel_centres<T>() - V(block.u[j]);
-  for (; rows; rows &= rows - 1) {
+  for (int i = 0; rows; rows &= rows - 1, ++i) {
     const int r = __builtin_ctz(rows);
     const T* record = records + r * 2 * kLanes;
     const T* g_out = state.g_out + r * args.channels * kLanes;
     T* behind = state.behind + r * kLanes;
     const V alpha = V::load(record), U = V::load(behind);
-    const V d = features.dot(g_out) - U;
+    const V d = features.dot(i, g_out) - U;
     const V weight = alpha * V::load(record + kLanes);
     features.add(weight, g_out);
     fma(alpha, d, U).store(behind);
@@ -157,10 +180,10 @@ PYEXT_INLINE void gaussian_backward(const CompositeArgs<T>& args, const Block<T>
   const V hx = h0 * dx;
   if constexpr (kAbsolute) {
     const V geometry[] = {h0, hx, h1, hx * dx, h1 * dx, h2, absolute_x, absolute_y};
-    features.template finish<kMoments + kAbsolutes>(geometry, slot);
+    features.template finish<kGeometry>(geometry, slot);
   } else {
     const V geometry[] = {h0, hx, h1, hx * dx, h1 * dx, h2};
-    features.template finish<kMoments>(geometry, slot);
+    features.template finish<kGeometry>(geometry, slot);
   }
 }
 
@@ -186,9 +209,12 @@ void load_upstream(const CompositeBackwardArgs<T>& args, const TileAt& at,
         continue;
       }
     }
-    for (int i = 0; i < columns; ++i)
-      for (int64_t k = 0; k < f.channels; ++k)
-        g_out[k * kLanes + i] = args.g_out[(pixel + i) * f.channels + k];
+    for (int64_t k = 0; k < f.channels; k += kLanes) {
+      const int width = f.channels - k < kLanes ? int(f.channels - k) : kLanes;
+      Lanes<T> g[kLanes];
+      load_block(args.g_out + pixel * f.channels + k, f.channels, width, columns, g);
+      for (int i = 0; i < width; ++i) g[i].store(g_out + (k + i) * kLanes);
+    }
   }
 }
 
@@ -296,13 +322,12 @@ struct BackwardScratch {
     state.records = records + worker * kRecords;
     state.g_out = planes + worker * plane();
     state.behind = state.g_out + kTile * channels * kLanes;
-    state.feature_sum = state.behind + kTile * kLanes;
     state.checkpoints = checkpoints + worker * segments * kTile;
   }
 
  private:
   static constexpr int64_t kRecords = int64_t(kSegmentBlocks) * kBlock * kTile * 2 * kLanes;
-  int64_t plane() const { return (kTile * channels + kTile + channels) * kLanes; }
+  int64_t plane() const { return (kTile * channels + kTile) * kLanes; }
 };
 
 template <class T>
