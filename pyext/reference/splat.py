@@ -149,7 +149,7 @@ def project(
     cov2d = torch.where(fits, cov2d, 0)
     a, b, c = cov2d[..., 0, 0], cov2d[..., 0, 1], cov2d[..., 1, 1]
     det = a * c - b * b
-    keep = keep & (det > 0)
+    keep = keep & (det > 0) & torch.isfinite(det)
 
     rho = _compensations(sharp, det, keep, rho_min) if compensate else torch.ones_like(depth)
     extent = torch.full_like(depth, EXTENT_MAX)

@@ -43,6 +43,7 @@ void contributors(const ContributorsArgs<T>& args, const Context& context) {
       context.scratch(context.owner, thread_count() * kWeightBlock * int64_t(sizeof(T))));
   for_each_tile_in_parallel(f.tile_offsets, 0, tile_count(f), context, [&](int64_t t, int worker) {
     const TileAt at = tile_at(t, f.width, f.height);
+    const int columns = f.width - at.x < kTile ? f.width - at.x : kTile;
     Row<T> rows[kTile];
     clear_pixels(args, at);
     start_rows(f, at, rows);
@@ -54,7 +55,7 @@ void contributors(const ContributorsArgs<T>& args, const Context& context) {
                              const int64_t pixel =
                                  (at.image * f.height + at.y + r) * f.width + at.x;
                              const T* row = w + r * kLanes;
-                             for (int i = 0; i < kLanes; ++i)
+                             for (int i = 0; i < columns; ++i)
                                if (row[i] > T(0))
                                  insert_contributor(args, pixel + i, index, row[i]);
                            }
