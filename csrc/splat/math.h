@@ -250,8 +250,8 @@ PYEXT_HD Projected<V> project(const Camera<S>& cam, const V mean[3], const V cov
   keep = keep & ((rx > V(cam.radius_clip)) | (ry > V(cam.radius_clip)));
   keep =
       keep & (u + rx > zero) & (u - rx < V(cam.width)) & (v + ry > zero) & (v - ry < V(cam.height));
-  // Also culls what overflowed: infinite variances give a conic that is not a number, or zero, which
-  // would reach every pixel.
+  // Also culls what overflowed: infinite variances give a conic that is not a number, or zero,
+  // which would reach every pixel.
   keep = keep & (p.a > zero) & (p.c > zero);
   out.u = select(keep, u, zero);
   out.v = select(keep, v, zero);
