@@ -414,7 +414,7 @@ def test_the_demo_reports_claims_and_pictures(tmp_path, monkeypatch):
     claim = Claim("not timed here", None, ">=", 20)
     monkeypatch.setattr(demo_module.routes, "compare", lambda: ([{"route": "none"}], [claim]))
     report = demo_module.demo(tmp_path)
-    assert len(report.rows) == 8 and len(report.claims) == 12
+    assert len(report.rows) == 8 and len(report.claims) == 13
     assert all(path.exists() for path in report.pictures.values())
     report.save(tmp_path / "report.json")
 

@@ -162,6 +162,7 @@ def _claims(measured: dict[str, list[dict[str, float]]], adjoint: Sequence[float
         above("ECM leaks less than nothing done", NONE, ECM, "leak"),
         above("CCM leaks less than ECM", ECM, CCM, "leak"),
         above("CCM + ECM leaks less than ECM", ECM, BOTH, "leak"),
+        above("CCM + ECM leaks less than CCM", CCM, BOTH, "leak"),
         above("PSNR of CCM above nothing done, dB", CCM, NONE, "PSNR (dB)"),
         above("PSNR of CCM + ECM above CCM, dB", BOTH, CCM, "PSNR (dB)"),
         Claim(
