@@ -36,6 +36,19 @@ class Shape(NamedTuple):
         return self.B * self.C
 
 
+def rotation_matrix(quats: Tensor) -> Tensor:
+    """Rotation matrices [..., 3, 3] of unit quaternions (w, x, y, z) [..., 4]."""
+    w, x, y, z = quats.unbind(-1)
+    return torch.stack(
+        [
+            1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+        ],
+        dim=-1,
+    ).reshape(*quats.shape[:-1], 3, 3)  # fmt: skip
+
+
 def upper_triangle(matrices: Tensor) -> Tensor:
     """[..., 3, 3] to its entries 00 01 02 11 12 22, [..., 6]."""
     rows, columns = torch.triu_indices(3, 3, device=matrices.device).unbind()

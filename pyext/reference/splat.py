@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyext.interface.splat import make_rasterization
 from pyext.interface.splat_lists import TILE
-from pyext.interface.splat_stages import Stages
+from pyext.interface.splat_stages import Stages, rotation_matrix
 from pyext.interface.splat_unproject import (
     make_contributors,
     make_lift_features,
@@ -32,19 +32,6 @@ EXTENT_MAX = 3.33  # sigmas
 CIRCLE_EXTENT = 3.0  # sigmas
 CIRCLE_FLOOR = 0.1  # least square of the half difference of variances, pixels^4
 FIELD_OF_VIEW_MARGIN = 0.15  # of the image size, for the slope clamp of the Jacobian
-
-
-def rotation_matrix(quats: Tensor) -> Tensor:
-    """Rotation matrices [..., 3, 3] of unit quaternions (w, x, y, z) [..., 4]."""
-    w, x, y, z = quats.unbind(-1)
-    return torch.stack(
-        [
-            1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-        ],
-        dim=-1,
-    ).reshape(*quats.shape[:-1], 3, 3)  # fmt: skip
 
 
 def covariances(

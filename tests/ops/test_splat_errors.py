@@ -130,9 +130,7 @@ TENSORS = [
     (op, name)
     for op in NAMES
     for name, value in arguments_of(op).items()
-    # The forward takes these three only to hand them on to the backward.
     if isinstance(value, torch.Tensor)
-    and (op != "splat_composite" or name not in ("order", "starts", "entries_of"))
 ]
 
 

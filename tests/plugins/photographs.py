@@ -6,8 +6,8 @@ import struct
 
 import torch
 from PIL import Image
+from pyext_plugins.picture import save_png, to_bytes
 from pyext_plugins.splat_fit.cameras import Camera, intrinsics, look_at, render
-from pyext_plugins.splat_fit.picture import save_png, to_bytes
 
 from pyext.scene import Scene
 

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from PIL import Image
-from pyext_plugins.splat_fit.picture import save_png
+from pyext_plugins.picture import save_png
 
 from pyext.cli import main
 

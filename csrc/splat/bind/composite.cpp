@@ -1,61 +1,43 @@
 // Torch ops: compositing, and its gradient.
-#include "splat/bind/bind.h"
+#include "splat/bind/drawn.h"
 
 namespace pyext::splat {
 namespace {
 
-// The inputs of the compositor, checked and contiguous.
-struct CompositeInputs {
-  int64_t I, N, D;
-  int32_t width, height;
-  Tensor means2d, conics, opacities, features, tile_offsets, tile_ids;
+// What is drawn, and the features it is drawn with.
+struct CompositeInputs : Drawn {
+  int64_t D;
+  Tensor features;
 
   CompositeInputs(const Tensor& means2d_, const Tensor& conics_, const Tensor& opacities_,
                   const Tensor& features_, const Tensor& tile_offsets_, const Tensor& tile_ids_,
-                  int64_t width_, int64_t height_)
-      : width(image_side(width_, "width")), height(image_side(height_, "height")) {
-    check_shape(means2d_, "means2d", {-1, -1, 2});
-    I = means2d_.size(0);
-    N = means2d_.size(1);
+                  const Tensor& order_, const Tensor& starts_, const Tensor& entries_of_,
+                  int64_t width_, int64_t height_, double alpha_max_)
+      : Drawn(means2d_, conics_, opacities_, tile_offsets_, tile_ids_, order_, starts_, entries_of_,
+              width_, height_, alpha_max_) {
     check_shape(features_, "features", {I, N, -1});
     D = features_.size(2);
     TORCH_CHECK_VALUE(D >= 1, "features: expected at least one channel, got ", features_.sizes());
-    means2d = means2d_.contiguous();
-    conics = dense(conics_, "conics", means2d, "means2d", {I, N, 3});
-    opacities = dense(opacities_, "opacities", means2d, "means2d", {I, N});
     features = dense(features_, "features", means2d, "means2d", {I, N, D});
-    tile_offsets = dense_integers(tile_offsets_, "tile_offsets", at::kLong, means2d, "means2d",
-                                  {tiles_of(I, width, height) + 1});
-    tile_ids = dense_integers(tile_ids_, "tile_ids", at::kInt, means2d, "means2d", {-1});
   }
 
   template <class T>
-  CompositeArgs<T> args(double alpha_max) const {
-    CompositeArgs<T> a{};
-    a.images = I;
-    a.gaussians = N;
-    a.channels = D;
-    a.means2d = data<T>(means2d);
-    a.conics = data<T>(conics);
-    a.opacities = data<T>(opacities);
+  CompositeArgs<T> args() const {
+    CompositeArgs<T> a = Drawn::args<T>(D);
     a.features = data<T>(features);
-    a.tile_offsets = data<int64_t>(tile_offsets);
-    a.tile_ids = data<int32_t>(tile_ids);
-    a.entries = tile_ids.numel();
-    a.width = width;
-    a.height = height;
-    a.alpha_max = T(alpha_max);
     return a;
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> splat_composite(
-    const Tensor& means2d, const Tensor& conics, const Tensor& opacities, const Tensor& features,
-    const Tensor& tile_offsets, const Tensor& tile_ids, const Tensor& /*order*/,
-    const Tensor& /*starts*/, const Tensor& /*entries_of*/, int64_t width, int64_t height,
-    double alpha_max, const OptionalTensor& absolute) {
-  const CompositeInputs in(means2d, conics, opacities, features, tile_offsets, tile_ids, width,
-                           height);
+std::tuple<Tensor, Tensor, Tensor> splat_composite(const Tensor& means2d, const Tensor& conics,
+                                                   const Tensor& opacities, const Tensor& features,
+                                                   const Tensor& tile_offsets,
+                                                   const Tensor& tile_ids, const Tensor& order,
+                                                   const Tensor& starts, const Tensor& entries_of,
+                                                   int64_t width, int64_t height, double alpha_max,
+                                                   const OptionalTensor& absolute) {
+  const CompositeInputs in(means2d, conics, opacities, features, tile_offsets, tile_ids, order,
+                           starts, entries_of, width, height, alpha_max);
   dense(absolute, "absolute", means2d, "means2d", {in.I, in.N, 2});
   const auto options = in.means2d.options();
   Tensor out = empty({in.I, in.height, in.width, in.D}, options);
@@ -65,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> splat_composite(
   dispatch(in.means2d, "means2d", [&](auto zero) {
     using T = decltype(zero);
     if (in.I == 0) return;
-    CompositeArgs<T> args = in.args<T>(alpha_max);
+    CompositeArgs<T> args = in.args<T>();
     args.out = data<T>(out);
     args.transmittance = data<T>(transmittance);
     args.last = data<int32_t>(last);
@@ -76,21 +58,14 @@ std::tuple<Tensor, Tensor, Tensor> splat_composite(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> splat_composite_backward(
     const Tensor& means2d, const Tensor& conics, const Tensor& opacities, const Tensor& features,
-    const Tensor& tile_offsets, const Tensor& tile_ids, const Tensor& order_, const Tensor& starts_,
-    const Tensor& entries_of_, int64_t width, int64_t height, double alpha_max,
+    const Tensor& tile_offsets, const Tensor& tile_ids, const Tensor& order, const Tensor& starts,
+    const Tensor& entries_of, int64_t width, int64_t height, double alpha_max,
     const Tensor& transmittance_, const Tensor& last_, const Tensor& g_out_,
     const Tensor& g_transmittance_, bool absgrad) {
-  const CompositeInputs in(means2d, conics, opacities, features, tile_offsets, tile_ids, width,
-                           height);
+  const CompositeInputs in(means2d, conics, opacities, features, tile_offsets, tile_ids, order,
+                           starts, entries_of, width, height, alpha_max);
   const int64_t H = in.height, W = in.width;
-  auto integers = [&](const Tensor& tensor, const char* name, at::ScalarType type,
-                      at::IntArrayRef shape) {
-    return dense_integers(tensor, name, type, means2d, "means2d", shape);
-  };
-  const Tensor order = integers(order_, "order", at::kInt, {in.I * in.N});
-  const Tensor starts = integers(starts_, "starts", at::kLong, {in.I * in.N + 1});
-  const Tensor entries_of = integers(entries_of_, "entries_of", at::kInt, {in.tile_ids.numel()});
-  const Tensor last = integers(last_, "last", at::kInt, {in.I, H, W});
+  const Tensor last = dense_integers(last_, "last", at::kInt, means2d, "means2d", {in.I, H, W});
   const Tensor transmittance =
       dense(transmittance_, "transmittance", means2d, "means2d", {in.I, H, W});
   const Tensor g_out = dense(g_out_, "g_out", means2d, "means2d", {in.I, H, W, in.D});
@@ -104,12 +79,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> splat_composite_backward(
     using T = decltype(zero);
     if (in.I * in.N == 0) return;
     CompositeBackwardArgs<T> args{};
-    args.forward = in.args<T>(alpha_max);
+    args.forward = in.args<T>();
     args.forward.transmittance = data<T>(transmittance);
     args.forward.last = data<int32_t>(last);
-    args.order = data<int32_t>(order);
-    args.starts = data<int64_t>(starts);
-    args.entries_of = data<int32_t>(entries_of);
+    args.order = data<int32_t>(in.order);
+    args.starts = data<int64_t>(in.starts);
+    args.entries_of = data<int32_t>(in.entries_of);
     args.g_out = data<T>(g_out);
     args.g_transmittance = data<T>(g_transmittance);
     args.g_means2d = data<T>(g_means2d);

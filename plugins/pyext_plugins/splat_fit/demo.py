@@ -9,10 +9,10 @@ import torch
 from matplotlib import cbook
 
 from pyext.report import Claim, Report
+from pyext_plugins.picture import load_picture, save_row, to_bytes
+from pyext_plugins.progress import progress_bar
 from pyext_plugins.splat_fit.fitting import Fit, Settings, run
 from pyext_plugins.splat_fit.outputs import write_outputs
-from pyext_plugins.splat_fit.picture import load_picture, save_row, to_bytes
-from pyext_plugins.splat_fit.progress import progress_bar
 from pyext_plugins.splat_fit.scene import render
 
 SHRINK = 0.35  # of the Gaussians' sizes, where they are shown one by one

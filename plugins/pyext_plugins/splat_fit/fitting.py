@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyext.errors import UserError
-from pyext_plugins.splat_fit.picture import psnr, to_bytes
+from pyext_plugins.picture import psnr, to_bytes
 from pyext_plugins.splat_fit.scene import Camera, Parameters, render, start
 
 # Adam's step sizes: pixels for the means, the parameters' own units otherwise.

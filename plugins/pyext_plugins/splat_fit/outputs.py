@@ -8,8 +8,8 @@ from typing import Any
 
 from pyext import environment, scene
 from pyext.report import Report
+from pyext_plugins.picture import psnr, save_png, save_row, to_bytes
 from pyext_plugins.splat_fit.fitting import Fit
-from pyext_plugins.splat_fit.picture import psnr, save_png, save_row, to_bytes
 from pyext_plugins.splat_fit.scene import as_scene
 
 OUTPUT_NAMES = ("target.png", "fit.png", "strip.png", "splats.ply")

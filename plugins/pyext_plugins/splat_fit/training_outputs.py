@@ -13,9 +13,9 @@ from torch import Tensor
 from pyext import environment
 from pyext import scene as scene_files
 from pyext.report import Report
+from pyext_plugins.picture import psnr, save_row, to_bytes
 from pyext_plugins.splat_fit.cameras import render
 from pyext_plugins.splat_fit.dataset import Photograph
-from pyext_plugins.splat_fit.picture import psnr, save_row, to_bytes
 from pyext_plugins.splat_fit.ssim import ssim
 from pyext_plugins.splat_fit.training import Training
 

@@ -18,7 +18,7 @@ from pyext.files import make_output_folder
 from pyext.methods import resolve
 from pyext.scene import load
 from pyext.show import show_rows
-from pyext_plugins.splat_fit.progress import interruptible
+from pyext_plugins.progress import interruptible
 from pyext_plugins.vcedit.cameras import load_cameras
 from pyext_plugins.vcedit.editing import Edit, Editor, Settings
 from pyext_plugins.vcedit.fitting import render

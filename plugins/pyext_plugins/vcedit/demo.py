@@ -21,7 +21,7 @@ from torch import Tensor
 from pyext import environment
 from pyext.report import Claim, Report, Value
 from pyext.show import show_rows
-from pyext_plugins.splat_fit.picture import save_row, to_bytes
+from pyext_plugins.picture import save_row, to_bytes
 from pyext_plugins.vcedit import measures, routes
 from pyext_plugins.vcedit.consistency import ViewConsistency
 from pyext_plugins.vcedit.lifting import Rule, lift, render_maps, resize_bilinear

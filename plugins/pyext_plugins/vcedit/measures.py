@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyext.ops.splat import rasterization, unproject
-from pyext_plugins.splat_fit.picture import psnr
+from pyext_plugins.picture import psnr
 from pyext_plugins.vcedit.lifting import geometry, tile_lists
 from pyext_plugins.vcedit.simulation import MODES, World, editing_masks
 

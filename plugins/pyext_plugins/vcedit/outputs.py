@@ -12,7 +12,7 @@ from pyext import environment
 from pyext.errors import UserError
 from pyext.report import Report
 from pyext.scene import save
-from pyext_plugins.splat_fit.picture import psnr, save_png, save_row, to_bytes
+from pyext_plugins.picture import psnr, save_png, save_row, to_bytes
 from pyext_plugins.vcedit.editing import Edit
 from pyext_plugins.vcedit.fitting import render
 

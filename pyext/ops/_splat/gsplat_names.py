@@ -12,8 +12,7 @@ from torch import Tensor
 from pyext.interface.splat_checks import check_supported
 from pyext.interface.splat_lists import TileLists, lists_from_tiles, tile_bits
 from pyext.interface.splat_meta import visible_ids
-from pyext.interface.splat_stages import upper_triangle
-from pyext.reference.splat import rotation_matrix
+from pyext.interface.splat_stages import rotation_matrix, upper_triangle
 
 _ops = torch.ops.pyext
 _ALPHA_MAX = 0.999

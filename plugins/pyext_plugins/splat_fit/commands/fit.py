@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from pyext_plugins.picture import load_picture
 from pyext_plugins.splat_fit.commands.session import carry_out
 from pyext_plugins.splat_fit.fitting import Fit, Settings
 from pyext_plugins.splat_fit.outputs import OUTPUT_NAMES, write_outputs
-from pyext_plugins.splat_fit.picture import load_picture
 
 
 def fit(

@@ -16,9 +16,9 @@ from pyext.errors import UserError
 from pyext.files import make_output_folder
 from pyext.report import Report
 from pyext.show import show_rows
+from pyext_plugins.progress import interruptible, progress_bar
 from pyext_plugins.splat_fit import checkpoint
 from pyext_plugins.splat_fit.fitting import Steps, run
-from pyext_plugins.splat_fit.progress import interruptible, progress_bar
 
 CHECKPOINT_SECONDS = 5.0  # between checkpoints: what a kill costs at most
 INTERRUPTED = 130  # the exit code of a program ended by Ctrl-C

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from pyext.errors import UserError
+from pyext_plugins.picture import flatten, open_image
 from pyext_plugins.splat_fit.cameras import Camera
-from pyext_plugins.splat_fit.picture import flatten, open_image
 
 BACKGROUNDS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0)}
 SMALLEST = 11  # pixels of a side: the window of SSIM
