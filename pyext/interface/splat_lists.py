@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 TILE = 16
@@ -52,6 +53,38 @@ def tile_bits(tiles: int) -> int:
 def tiles_along(width: int, height: int) -> tuple[int, int]:
     """Columns and rows of tiles of an image."""
     return -(-width // TILE), -(-height // TILE)
+
+
+def check_ids(name: str, ids: Tensor, limit: int) -> None:
+    """Refuse indices outside 0 to limit - 1. This reads them; not while torch compiles."""
+    if ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    lowest, highest = map(int, ids.aminmax())
+    if lowest < 0 or highest >= limit:
+        raise ValueError(
+            f"{name}: expected indices from 0 to below {limit}, got {lowest} to {highest}"
+        )
+
+
+def check_offsets(name: str, offsets: Tensor) -> None:
+    """Refuse offsets that do not rise from 0. This reads them; not while torch compiles.
+
+    Args:
+        name: of the argument.
+        offsets: with the end of the last list, the number of entries.
+    """
+    if torch.compiler.is_compiling():
+        return
+    steps = F.pad(offsets, (1, 0)).diff()
+    steps[0].abs_().neg_()  # the first is zero
+    wrong = (steps < 0).nonzero()
+    if len(wrong):
+        at = int(wrong[0])
+        got = f"{int(offsets[at - 1])} before {int(offsets[at])}" if at else int(offsets[0])
+        raise ValueError(
+            f"{name}: expected offsets that rise from 0 to at most {int(offsets[-1])}, the number "
+            f"of entries, got {got}{'' if at else ' first'}"
+        )
 
 
 def lists_from_tiles(tile_offsets: Tensor, tile_ids: Tensor, gaussians: int) -> TileLists:

@@ -101,8 +101,13 @@ def _(radii: Tensor) -> Tensor:
     return radii.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
-def keep_absgrad(means2d: Tensor, images: int, gaussians: int, visible: Tensor | None) -> Tensor:
-    """The compositor's input whose gradient is gsplat's ``absgrad``, put on `means2d` by a hook."""
+def keep_absgrad(
+    means2d: Tensor, images: int, gaussians: int, visible: Tensor | slice | None
+) -> Tensor:
+    """The compositor's input whose gradient is gsplat's ``absgrad``, put on `means2d` by a hook.
+
+    ``visible`` says which flat ids the rows of `means2d` are; None: all.
+    """
     absolute = means2d.new_zeros((images, gaussians, 2), requires_grad=True)
     owner = weakref.ref(means2d)  # a strong one would tie the graph to itself
 

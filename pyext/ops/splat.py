@@ -30,9 +30,9 @@ from pyext.ops._splat.gsplat_names import (
     isect_offset_encode,
     isect_tiles,
     quat_scale_to_covar_preci,
-    rasterize_to_pixels,
     spherical_harmonics,
 )
+from pyext.ops._splat.gsplat_pixels import rasterize_to_indices_in_range, rasterize_to_pixels
 
 _ops = torch.ops.pyext
 
@@ -61,6 +61,7 @@ __all__ = [
     "lift_features",
     "quat_scale_to_covar_preci",
     "rasterization",
+    "rasterize_to_indices_in_range",
     "rasterize_to_pixels",
     "spherical_harmonics",
     "unproject",

@@ -1,7 +1,7 @@
 """gsplat's sub-ops under gsplat's names, for callers who join the stages themselves.
 
 Arguments, order and defaults are those of gsplat 1.5.3; ``...`` are any batch dimensions. Tiles are
-16 pixels wide, and packed inputs are not taken.
+16 pixels wide. Packed rows are V visible pairs of an image and a Gaussian.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyext.interface.splat_checks import check_supported
-from pyext.interface.splat_lists import TileLists, lists_from_tiles, tile_bits
+from pyext.interface.splat_checks import check_gradients, check_supported
+from pyext.interface.splat_lists import TileLists, check_ids, tile_bits
 from pyext.interface.splat_meta import visible_ids
-from pyext.interface.splat_stages import rotation_matrix, upper_triangle
+from pyext.interface.splat_stages import rotation_matrix, upper_triangle, with_sparse_gradient
 
 _ops = torch.ops.pyext
-_ALPHA_MAX = 0.999
 
 
-def _flat(tensor: Tensor, name: str, *tail: int) -> Tensor:
+def flat(tensor: Tensor, name: str, *tail: int) -> Tensor:
     """[..., *tail] with its leading dimensions joined; -1 in ``tail`` is any size."""
     fits = tensor.dim() >= len(tail) and all(
         want in (-1, got) for want, got in zip(tail, tensor.shape[-len(tail) :], strict=True)
@@ -26,7 +25,8 @@ def _flat(tensor: Tensor, name: str, *tail: int) -> Tensor:
     if not fits:
         wanted = ", ".join("any" if size < 0 else str(size) for size in tail)
         raise ValueError(f"{name}: expected shape [..., {wanted}], got {list(tensor.shape)}")
-    return tensor.reshape(-1, *tensor.shape[-len(tail) :])
+    leading = tensor.shape[: tensor.dim() - len(tail)]
+    return tensor.reshape(leading.numel(), *tensor.shape[len(leading) :])
 
 
 def quat_scale_to_covar_preci(
@@ -41,8 +41,8 @@ def quat_scale_to_covar_preci(
     Returns:
         Two of [..., 3, 3], or with ``triu`` their upper triangles [..., 6]; None where not wanted.
     """
-    _flat(quats, "quats", 4)
-    _flat(scales, "scales", 3)
+    flat(quats, "quats", 4)
+    flat(scales, "scales", 3)
     axes = rotation_matrix(torch.nn.functional.normalize(quats, dim=-1))
 
     def squared(lengths: Tensor) -> Tensor:
@@ -67,9 +67,9 @@ def spherical_harmonics(
         coeffs: [..., K, D], K at least (degree + 1)^2; the others are not used.
         masks: where to compute, [...]; 0 elsewhere.
     """
-    flat = _flat(dirs, "dirs", 3)
-    coefficients = _flat(coeffs, "coeffs", -1, -1)
-    if coefficients.shape[0] != flat.shape[0]:
+    directions = flat(dirs, "dirs", 3)
+    coefficients = flat(coeffs, "coeffs", -1, -1)
+    if coefficients.shape[0] != directions.shape[0]:
         raise ValueError(
             f"coeffs: expected {list(dirs.shape[:-1])} before [K, D] like dirs, "
             f"got {list(coeffs.shape)}"
@@ -81,8 +81,8 @@ def spherical_harmonics(
                 f"masks: expected shape {list(dirs.shape[:-1])}, got {list(masks.shape)}"
             )
         radii = masks.reshape(1, 1, -1, 1).expand(1, 1, -1, 2).int()
-    centre = flat.new_zeros(1, 1, 3)
-    out = _ops.splat_sh(degrees_to_use, flat[None], centre, coefficients[None, None], radii)
+    centre = directions.new_zeros(1, 1, 3)
+    out = _ops.splat_sh(degrees_to_use, directions[None], centre, coefficients[None, None], radii)
     result: Tensor = out.reshape(*dirs.shape[:-1], coeffs.shape[-1])
     return result
 
@@ -112,6 +112,8 @@ def fully_fused_projection(
         means: [..., N, 3]; covars: upper triangles [..., N, 6], or quats [..., N, 4] and scales
             [..., N, 3]; viewmats [..., C, 4, 4]; Ks [..., C, 3, 3]; opacities [..., N], which make
             the extent tighter.
+        sparse_grad: gradients of means, covars, quats and scales hold only the rows of Gaussians
+            that some camera sees (COO layout); needs ``packed`` and no batch dimensions.
 
     Returns:
         ``radii, means2d, depths, conics, compensations`` in [..., C, N(, k)], or when packed
@@ -119,20 +121,26 @@ def fully_fused_projection(
         without ``calc_compensations``.
 
     Raises:
-        NotImplementedError: ``sparse_grad``, or a camera model that is not there.
+        NotImplementedError: a camera model that is not there.
+        ValueError: a shape is wrong, or ``sparse_grad`` lacks what it needs; the argument is named.
     """
     check_supported(camera_model=camera_model)
-    if sparse_grad:
-        raise NotImplementedError("sparse_grad: only `rasterization` takes it, got True")
+    check_gradients(means, sparse_grad, packed)
     batch, N, C = means.shape[:-2], means.shape[-2], viewmats.shape[-3]
+    seen: list[Tensor] = []
+    if sparse_grad:
+        means = with_sparse_gradient(means, seen)
+        covars, quats, scales = (
+            None if x is None else with_sparse_gradient(x, seen) for x in (covars, quats, scales)
+        )
     radii, means2d, depths, conics, compensations = _ops.splat_project(
-        _flat(means, "means", N, 3),
-        None if covars is None else _flat(covars, "covars", N, 6),
-        None if quats is None or covars is not None else _flat(quats, "quats", N, 4),
-        None if scales is None or covars is not None else _flat(scales, "scales", N, 3),
-        None if opacities is None else _flat(opacities, "opacities", N),
-        _flat(viewmats, "viewmats", C, 4, 4),
-        _flat(Ks, "Ks", C, 3, 3),
+        flat(means, "means", N, 3),
+        None if covars is None else flat(covars, "covars", N, 6),
+        None if quats is None or covars is not None else flat(quats, "quats", N, 4),
+        None if scales is None or covars is not None else flat(scales, "scales", N, 3),
+        None if opacities is None else flat(opacities, "opacities", N),
+        flat(viewmats, "viewmats", C, 4, 4),
+        flat(Ks, "Ks", C, 3, 3),
         width,
         height,
         eps2d,
@@ -149,9 +157,30 @@ def fully_fused_projection(
         dims = (*batch, C, N)
         return tuple(None if x is None else x.reshape(*dims, *x.shape[3:]) for x in values)
     ids = visible_ids(radii)
+    if sparse_grad:
+        seen.append((ids % max(N, 1)).unique())
     rows = (None if x is None else x.flatten(0, 2).index_select(0, ids) for x in values)
     image = ids // max(N, 1)
     return image // max(C, 1), image % max(C, 1), ids % max(N, 1), *rows
+
+
+def _image_places(image_ids: Tensor, images: int) -> tuple[Tensor, int]:
+    """Where packed rows go in [I, n], n the most rows of an image: flat places [V], and n."""
+    counts = torch.bincount(image_ids, minlength=images)
+    n = int(counts.max()) if images else 0
+    by_image = image_ids.argsort(stable=True)
+    places = torch.empty_like(by_image)
+    first = counts.cumsum(0) - counts
+    shift = torch.arange(images, device=image_ids.device) * n - first
+    row = torch.arange(len(by_image), device=image_ids.device)
+    places[by_image] = row + shift.repeat_interleave(counts)
+    return places, n
+
+
+def _spread(rows: Tensor, places: Tensor, images: int, n: int) -> Tensor:
+    """Packed rows [V, k] in [I, n, k], zero elsewhere."""
+    spread = rows.new_zeros((images * n, *rows.shape[1:])).index_copy_(0, places, rows.detach())
+    return spread.reshape(images, n, *rows.shape[1:])
 
 
 def isect_tiles(
@@ -171,20 +200,35 @@ def isect_tiles(
     """Pairs of a tile and a Gaussian whose bounding box reaches it.
 
     Args:
-        means2d: pixels, [..., N, 2]; radii: int32, [..., N, 2]; depths: float32, [..., N].
+        means2d: pixels, [..., N, 2]; radii: int32, [..., N, 2]; depths: float32, [..., N]. When
+            packed, V rows: [V, 2], [V, 2], [V].
         tile_size: 16. tile_width, tile_height: columns and rows of tiles.
         sort, segmented: accepted; the pairs always come sorted.
+        n_images, image_ids: of packed rows, the number I of images and the image of each row, int64
+            [V], in any order. gaussian_ids: accepted; a row is known by its place.
 
     Returns:
-        Tiles per Gaussian [..., N] int32; keys [M] int64 (image, tile, then the 32 bits of the
-        depth); flat ids i N + n [M] int32.
+        Tiles per Gaussian [..., N] or [V] int32; keys [M] int64 (image, tile, then the 32 bits of
+        the depth); flat ids i N + n, or places of packed rows, [M] int32.
+
+    Raises:
+        ValueError: a shape or an image is wrong, or packed rows come without theirs; the argument
+            is named.
     """
     check_supported(tile_size=tile_size)
+    n = means2d.shape[-2]
+    points, sizes = flat(means2d, "means2d", n, 2), flat(radii, "radii", n, 2)
+    depth = flat(depths, "depths", n)
     if packed:
-        raise NotImplementedError("packed: only [..., N, k] is supported, got packed rows")
-    N = means2d.shape[-2]
-    points, sizes = _flat(means2d, "means2d", N, 2), _flat(radii, "radii", N, 2)
-    depth = _flat(depths, "depths", N)
+        if n_images is None or image_ids is None:
+            missing = "n_images" if n_images is None else "image_ids"
+            raise ValueError(f"{missing}: needed when packed, got None")
+        (images,) = flat(image_ids, "image_ids", n)
+        check_ids("image_ids", images, n_images)
+        places, most = _image_places(images, n_images)
+        points, sizes, depth = (
+            _spread(x[0], places, n_images, most) for x in (points, sizes, depth)
+        )
     conics, opacities = points.new_zeros(*points.shape[:-1], 3), torch.ones_like(depth)
     lists = TileLists(
         *_ops.splat_bin(
@@ -192,8 +236,13 @@ def isect_tiles(
             *(tile_width * tile_size, tile_height * tile_size, False),
         )
     )
+    counts = lists.tiles_per_gaussian()
     keys = lists.keys(depth.detach().float().flatten(), len(points))
-    return lists.tiles_per_gaussian().reshape(depths.shape), keys, lists.tile_ids
+    if not packed:
+        return counts.reshape(depths.shape), keys, lists.tile_ids
+    row_at = torch.empty_like(counts)
+    row_at[places] = torch.arange(n, dtype=torch.int32, device=places.device)
+    return counts[places], keys, row_at[lists.tile_ids.long()]
 
 
 def isect_offset_encode(
@@ -207,60 +256,3 @@ def isect_offset_encode(
     every = torch.arange(n_images * tiles, device=isect_ids.device)
     offsets = torch.searchsorted(tile, every)
     return offsets.int().reshape(n_images, tile_height, tile_width)
-
-
-def _with_end(isect_offsets: Tensor, flatten_ids: Tensor) -> Tensor:
-    end = isect_offsets.new_tensor([flatten_ids.numel()])
-    return torch.cat([isect_offsets.flatten(), end]).long()
-
-
-def rasterize_to_pixels(
-    means2d: Tensor,
-    conics: Tensor,
-    colors: Tensor,
-    opacities: Tensor,
-    image_width: int,
-    image_height: int,
-    tile_size: int,
-    isect_offsets: Tensor,
-    flatten_ids: Tensor,
-    backgrounds: Tensor | None = None,
-    masks: Tensor | None = None,
-    packed: bool = False,
-    absgrad: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Front-to-back compositing of projected Gaussians.
-
-    Args:
-        means2d [..., N, 2], conics [..., N, 3], colors [..., N, D], opacities [..., N].
-        isect_offsets: [..., tile_height, tile_width] int32; flatten_ids: [M] int32.
-        backgrounds: [..., D]. masks: tiles to draw, bool, like isect_offsets.
-
-    Returns:
-        Colours [..., H, W, D] and alphas [..., H, W, 1].
-    """
-    check_supported(tile_size=tile_size)
-    if packed:
-        raise NotImplementedError("packed: only [..., N, k] is supported, got packed rows")
-    if absgrad:
-        raise NotImplementedError("absgrad: only `rasterization` gives it, got True")
-    images, N = means2d.shape[:-2], means2d.shape[-2]
-    offsets, ids = _with_end(isect_offsets, flatten_ids), flatten_ids
-    if masks is not None:
-        sizes = offsets.diff()
-        keep = masks.flatten()
-        ids = ids[torch.repeat_interleave(keep, sizes)]
-        offsets = torch.cat([offsets[:1], torch.where(keep, sizes, 0).cumsum(0)])
-    points = _flat(means2d, "means2d", N, 2)
-    lists = lists_from_tiles(offsets, ids, points.shape[0] * N)
-    out, transmittance, _ = _ops.splat_composite(
-        *(points, _flat(conics, "conics", N, 3), _flat(opacities, "opacities", N)),
-        *(_flat(colors, "colors", N, -1), *lists, image_width, image_height, _ALPHA_MAX, None),
-    )
-    if backgrounds is not None:
-        background = _flat(backgrounds, "backgrounds", -1)[:, None, None]
-        out = torch.addcmul(out, transmittance.unsqueeze(-1), background)
-    return (
-        out.reshape(*images, *out.shape[1:]),
-        (1 - transmittance).reshape(*images, image_height, image_width, 1),
-    )
