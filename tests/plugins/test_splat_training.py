@@ -12,7 +12,6 @@ from pyext_plugins.splat_fit import checkpoint
 from pyext_plugins.splat_fit.cameras import Camera, intrinsics, look_at
 from pyext_plugins.splat_fit.cloud import neighbour_distance, seen_cube, start
 from pyext_plugins.splat_fit.dataset import Options, load_dataset
-from pyext_plugins.splat_fit.densify import covariances, relocated
 from pyext_plugins.splat_fit.fitting import run
 from pyext_plugins.splat_fit.ssim import ssim
 from pyext_plugins.splat_fit.training import Training, TrainingSettings
@@ -171,29 +170,6 @@ def test_ssim_is_that_of_its_definition():
     assert abs(float(ssim(a, b) - expected)) < 1e-7  # the window above is of float32
     assert float(ssim(a, a)) == pytest.approx(1, abs=1e-12)
     assert torch.autograd.gradcheck(ssim, (a.requires_grad_(), b))
-
-
-@pytest.mark.parametrize("ratio", [1, 2, 3, 7, 51, 60])
-def test_relocated_gaussians_are_those_of_equation_9(ratio):
-    opacity, scale = 0.7, torch.tensor([[0.1, 0.2, 0.3]])
-    most = 51
-    binoms = torch.tensor([[math.comb(n, k) for k in range(most)] for n in range(most)]).float()
-    shared, scales = relocated(torch.tensor([opacity]), scale, torch.tensor([ratio]), binoms)
-    ratio = min(ratio, most)
-    each = 1 - (1 - opacity) ** (1 / ratio)
-    total = sum(
-        math.comb(i - 1, k) * (-1) ** k / math.sqrt(k + 1) * each ** (k + 1)
-        for i in range(1, ratio + 1)
-        for k in range(i)
-    )
-    assert float(shared) == pytest.approx(each, rel=1e-6)
-    assert torch.allclose(scales, scale * opacity / total, rtol=1e-4)
-
-
-def test_covariances():
-    turn = torch.tensor([[2**0.5, 0.0, 0.0, 2**0.5]])  # a quarter about z, of length 2
-    found = covariances(turn, torch.tensor([[1.0, 2.0, 3.0]]))
-    assert torch.allclose(found[0], torch.diag(torch.tensor([4.0, 1.0, 9.0])), atol=1e-6)
 
 
 def test_cameras_around_a_scene_see_a_cube():

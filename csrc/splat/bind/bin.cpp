@@ -25,6 +25,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> splat_bin(
     const Tensor& opacities_, int64_t width, int64_t height, bool exact) {
   check_shape(means2d_, "means2d", {-1, -1, 2});
   const int64_t I = means2d_.size(0), N = means2d_.size(1);
+  check_flat_ids("means2d", I, N);
   const Tensor means2d = means2d_.contiguous();
   const Tensor radii = dense_integers(radii_, "radii", at::kInt, means2d, "means2d", {I, N, 2});
   const Tensor depths = dense(depths_, "depths", means2d, "means2d", {I, N});

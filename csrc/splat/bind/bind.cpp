@@ -1,6 +1,8 @@
 // Which backend a tensor's kernels come from, and the checks all bindings share.
 #include "splat/bind/bind.h"
 
+#include <algorithm>
+
 #include "core/isa.h"
 
 namespace pyext {
@@ -76,6 +78,34 @@ Tensor dense_integers(const Tensor& tensor, const char* name, at::ScalarType typ
   check_device(tensor, name, like, like_name);
   check_shape(tensor, name, shape);
   return tensor.contiguous();
+}
+
+void check_indices(const Tensor& list, const char* name, int64_t limit) {
+  if (!list.is_cpu()) return;
+  const auto* begin = data<int32_t>(list);
+  const auto* end = begin + list.numel();
+  auto outside = [limit](int32_t x) { return x < 0 || x >= limit; };
+  bool any = false;  // no early exit: this loop is vectorised
+  for (const auto* x = begin; x != end; ++x) any |= outside(*x);
+  if (!any) return;
+  TORCH_CHECK_VALUE(false, name, ": expected indices from 0 to below ", limit, ", got ",
+                    *std::find_if(begin, end, outside));
+}
+
+void check_offsets(const Tensor& list, const char* name, int64_t entries) {
+  if (!list.is_cpu()) return;
+  const auto* begin = data<int64_t>(list);
+  const int64_t last = list.numel() - 1;
+  bool falls = begin[0] != 0 || begin[last] != entries;
+  for (int64_t i = 0; i < last; ++i) falls |= begin[i] > begin[i + 1];
+  TORCH_CHECK_VALUE(!falls, name, ": expected offsets that rise from 0 to ", entries,
+                    ", the number of entries, got ", begin[0], " to ", begin[last],
+                    std::is_sorted(begin, begin + last + 1) ? "" : ", with falls in between");
+}
+
+void check_flat_ids(const char* name, int64_t images, int64_t gaussians) {
+  TORCH_CHECK_VALUE(images * gaussians < (int64_t(1) << 31), name,
+                    ": expected fewer than 2^31 Gaussians times images, got ", images * gaussians);
 }
 
 }  // namespace pyext::splat

@@ -53,6 +53,18 @@ Tensor dense(const OptionalTensor& tensor, const char* name, const Tensor& like,
 Tensor dense_integers(const Tensor& tensor, const char* name, at::ScalarType type,
                       const Tensor& like, const char* like_name, at::IntArrayRef shape);
 
+// Lists usually come from splat_bin; those made by hand must not lead the kernels out of their
+// arrays. On a CUDA device they are taken on trust: to look at them is to wait for the device.
+
+// Raises unless every element of an int32 list is in [0, limit).
+void check_indices(const Tensor& list, const char* name, int64_t limit);
+
+// Raises unless the elements of an int64 list rise from 0 to `entries`.
+void check_offsets(const Tensor& list, const char* name, int64_t entries);
+
+// Raises unless flat ids of so many Gaussians in so many images fit in int32.
+void check_flat_ids(const char* name, int64_t images, int64_t gaussians);
+
 // Defines schemas with `define(m)` and gives them `implement(m)` on every device there is.
 #if defined(PYEXT_WITH_CUDA)
 #define PYEXT_SPLAT_OPS(define, implement)            \

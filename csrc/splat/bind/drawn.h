@@ -22,6 +22,7 @@ struct Drawn {
     check_shape(means2d_, "means2d", {-1, -1, 2});
     I = means2d_.size(0);
     N = means2d_.size(1);
+    check_flat_ids("means2d", I, N);
     means2d = means2d_.contiguous();
     conics = dense(conics_, "conics", means2d, "means2d", {I, N, 3});
     opacities = dense(opacities_, "opacities", means2d, "means2d", {I, N});
@@ -34,6 +35,11 @@ struct Drawn {
     order = integers(order_, "order", at::kInt, I * N);
     starts = integers(starts_, "starts", at::kLong, I * N + 1);
     entries_of = integers(entries_of_, "entries_of", at::kInt, tile_ids.numel());
+    check_offsets(tile_offsets, "tile_offsets", tile_ids.numel());
+    check_indices(tile_ids, "tile_ids", I * N);
+    check_indices(order, "order", I * N);
+    check_offsets(starts, "starts", tile_ids.numel());
+    check_indices(entries_of, "entries_of", tile_ids.numel());
   }
 
   // Which pixels count, [I, H, W]; undefined when not given.

@@ -1,20 +1,17 @@
 """How Gaussians become more and fewer: gsplat's own strategies, on the CPU.
 
 Kerbl et al. 2023 (clone, split, prune) and Kheradmand et al. 2024, "3D Gaussian Splatting as
-Markov Chain Monte Carlo". gsplat computes two functions of the second by its CUDA extension alone:
-those of this module stand in for them.
+Markov Chain Monte Carlo".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from pyext.adapters.gsplat_strategies import without_extension
 from pyext.errors import UserError
 from pyext.scene import Scene
 
@@ -81,7 +78,7 @@ class Densification:
     ) -> None:
         """Change ``parameters`` and ``optimizers`` where it is time to; the seed decides how."""
         more = {} if self.name == "default" else {"lr": optimizers["means"].param_groups[0]["lr"]}
-        with torch.random.fork_rng(devices=[]), _without_cuda():
+        with torch.random.fork_rng(devices=[]), without_extension():
             torch.manual_seed(hash((seed, step)))
             self.strategy.step_post_backward(parameters, optimizers, self.state, step, meta, **more)
 
@@ -94,53 +91,3 @@ def check_installed() -> None:
         raise UserError(
             f"training needs gsplat's strategies ({error}): pip install 'pyext-plugins[splat-fit]'"
         ) from error
-
-
-@contextmanager
-def _without_cuda() -> Iterator[None]:
-    """gsplat's strategies with this module's functions in place of the CUDA extension's."""
-    with patch.multiple(
-        "gsplat.strategy.ops",
-        compute_relocation=relocated,
-        quat_scale_to_covar_preci=lambda quats, scales, **_: (covariances(quats, scales), None),
-    ):
-        yield
-
-
-def relocated(
-    opacities: Tensor, scales: Tensor, ratios: Tensor, binoms: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Opacities and sizes of Gaussians that share one's place and together look like it.
-
-    Kheradmand et al. 2024, equation 9.
-
-    Args:
-        opacities, scales: of the one, in (0, 1) and > 0, [N] and [N, 3].
-        ratios: how many share the place, [N].
-        binoms: binomial coefficients n over k, [n_max, n_max]; more than n_max count as n_max.
-
-    Returns:
-        Opacities [N] and scales [N, 3].
-    """
-    most = len(binoms)
-    ratios = ratios.clamp(1, most)
-    wanted = opacities.double()
-    shared = 1 - (1 - wanted) ** (1 / ratios.double())
-    k = torch.arange(most, dtype=torch.float64, device=opacities.device)
-    # The sum over i below the ratio of (i over k) is a column sum of the table down to the ratio.
-    coefficients = binoms.double().cumsum(0)[ratios - 1]
-    terms = coefficients * (-1) ** k * shared[:, None] ** (k + 1) / (k + 1).sqrt()
-    factor = wanted / terms.sum(1)
-    return shared.to(opacities.dtype), (factor[:, None] * scales).to(scales.dtype)
-
-
-def covariances(quats: Tensor, scales: Tensor) -> Tensor:
-    """Of Gaussians with rotations [N, 4] (w, x, y, z) of any length and sizes [N, 3]; [N, 3, 3]."""
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
-    rows = [
-        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    ]
-    axes = torch.stack(rows, -1).unflatten(-1, (3, 3)) * scales[:, None]
-    return axes @ axes.mT
