@@ -203,3 +203,84 @@ def test_op_names_a_wrong_rho_min(op, value):
 def test_op_names_what_harmonics_cannot_be(op, changes, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         call(op, arguments_of(op) | changes)
+
+
+# Lists made by hand must not lead the kernels out of their arrays.
+
+LISTS = ("tile_offsets", "tile_ids", "order", "starts", "entries_of")
+DRAWING = [op for op in NAMES if LISTS[0] in arguments_of(op)]
+
+
+@pytest.mark.parametrize("op", DRAWING)
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("place", [0, 1, -1])
+@pytest.mark.parametrize("value", [-1, 2**31 - 1])
+def test_op_refuses_lists_that_lead_outside(op, name, place, value):
+    arguments = arguments_of(op)
+    arguments[name] = arguments[name].clone()
+    arguments[name][place] = value
+    limit = 10 if name in ("tile_ids", "order") else len(arguments["tile_ids"])
+    offsets = f"offsets that rise from 0 to {limit}, the number of entries, got "
+    ids = f"indices from 0 to below {limit}, got {value}$"
+    wanted = offsets if name in ("tile_offsets", "starts") else ids
+    with pytest.raises(ValueError, match=f"^{name}: expected {wanted}"):
+        call(op, arguments)
+
+
+@pytest.mark.parametrize("op", DRAWING)
+@pytest.mark.parametrize("name", ["tile_offsets", "starts"])
+def test_op_refuses_offsets_that_fall(op, name):
+    arguments = arguments_of(op)
+    entries = len(arguments["tile_ids"])
+    arguments[name] = arguments[name].clone()
+    arguments[name][1:3] = torch.tensor([entries, entries - 1])
+    with pytest.raises(ValueError, match=f"^{name}: .* got 0 to {entries}, with falls in between$"):
+        call(op, arguments)
+
+
+@pytest.mark.parametrize("op", DRAWING)
+def test_op_refuses_offsets_of_longer_lists(op):
+    arguments = arguments_of(op)
+    entries = len(arguments["tile_ids"])
+    arguments |= {k: arguments[k][:-1] for k in ("tile_ids", "entries_of")}
+    with pytest.raises(ValueError, match=f"^tile_offsets: .* to {entries - 1}, .* to {entries}$"):
+        call(op, arguments)
+
+
+# What 32 bits do not count.
+
+
+def test_too_many_entries():
+    """8192 Gaussians in all of 512 x 512 tiles: they are counted before memory is asked for."""
+    n, side = 8192, 8192
+    message = (
+        "the image needs 2147483648 (tile, Gaussian) entries, and fewer than 2^31 fit in one call: "
+        "lower the resolution, raise radius_clip or pass fewer cameras"
+    )
+    arguments = {
+        "means2d": torch.full((1, n, 2), side / 2),
+        "radii": torch.full((1, n, 2), side, dtype=torch.int32),
+        "depths": torch.ones(1, n),
+        "conics": torch.zeros(1, n, 3),
+        "opacities": torch.ones(1, n),
+    } | {"width": side, "height": side, "exact": False}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        call("splat_bin", arguments)
+
+
+@pytest.mark.parametrize("op", [op for op in NAMES if "backward" not in op])
+def test_too_many_gaussians(op):
+    """Views of one element: an error comes before they are made contiguous."""
+    arguments = arguments_of(op)
+    first = "means" if "means" in arguments else "means2d"
+    n = 2**30  # through two cameras
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor) and 5 in value.shape:
+            shape = [n if size == 5 else size for size in value.shape]
+            arguments[name] = value.new_zeros(()).expand(shape)
+    message = (
+        f"{first}: expected fewer than 2^31 Gaussians times cameras, got 2147483648; "
+        "pass fewer cameras in one call"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        call(op, arguments)

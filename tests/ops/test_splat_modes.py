@@ -1,5 +1,7 @@
 """The options of `rasterization`: harmonics, depth, antialiasing, cameras, dialects."""
 
+import re
+
 import pytest
 import torch
 
@@ -208,17 +210,30 @@ def test_check_finite(case):
     assert str(caught.value).startswith(message)
 
 
+def test_values_are_not_looked_at_unless_asked():
+    scene = lone_gaussian() | {"opacities": torch.tensor([7.0])}
+    _, alphas, _ = splat.rasterization(**scene)
+    assert float(alphas.max()) == pytest.approx(0.999)
+
+
 def test_a_matrix_that_is_no_cameras_warns():
     scene = random_scene(5, 20, 18)
+    expected, _, _ = splat.rasterization(**scene)
     scene["viewmats"] = scene["viewmats"].clone()
-    scene["viewmats"][..., 3, 0] = 0.5
-    with pytest.warns(UserWarning, match="^viewmats: the bottom row"):
-        splat.rasterization(**scene)
+    scene["viewmats"][..., 3, :] = torch.tensor([0.5, 0, 0, 1])
+    message = (
+        "viewmats: the bottom row of a world-to-camera matrix is 0 0 0 1, got [0.5, 0.0, 0.0, 1.0];"
+        " only the top three rows are used"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$") as caught:
+        colors, _, _ = splat.rasterization(**scene)
+    assert torch.equal(colors, expected) and caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("changes, message", [
     ({"sh_degree": 5}, "sh_degree: expected 0 to 4, got 5"),
-    ({"sh_degree": 1, "colors": torch.zeros(5, 3, 3)}, "colors: degree 1 needs 4 coefficients"),
+    ({"sh_degree": 1, "colors": torch.zeros(5, 3, 3)}, 
+     "colors: degree 1 needs 4 coefficients [..., N, K, D], got [5, 3, 3]"),
     ({"sparse_grad": True}, "sparse_grad: needs packed=True, got packed=False"),
     ({"compat": "gsplat-2"}, "compat: expected one of gsplat-1.5, gsplat-main, inria, got"),
     ({"meta": "none"}, "meta: expected one of full, light, got 'none'"),

@@ -84,10 +84,12 @@ void check_indices(const Tensor& list, const char* name, int64_t limit) {
   if (!list.is_cpu()) return;
   const auto* begin = data<int32_t>(list);
   const auto* end = begin + list.numel();
-  auto outside = [limit](int32_t x) { return x < 0 || x >= limit; };
-  bool any = false;  // no early exit: this loop is vectorised
-  for (const auto* x = begin; x != end; ++x) any |= outside(*x);
-  if (!any) return;
+  // One unsigned comparison, without an early exit: this loop is vectorised.
+  const auto bound = uint32_t(limit);
+  auto outside = [bound](int32_t x) { return uint32_t(x) >= bound; };
+  uint32_t wrong = 0;
+  for (const auto* x = begin; x != end; ++x) wrong |= uint32_t(outside(*x));
+  if (!wrong) return;
   TORCH_CHECK_VALUE(false, name, ": expected indices from 0 to below ", limit, ", got ",
                     *std::find_if(begin, end, outside));
 }
@@ -105,7 +107,8 @@ void check_offsets(const Tensor& list, const char* name, int64_t entries) {
 
 void check_flat_ids(const char* name, int64_t images, int64_t gaussians) {
   TORCH_CHECK_VALUE(images * gaussians < (int64_t(1) << 31), name,
-                    ": expected fewer than 2^31 Gaussians times images, got ", images * gaussians);
+                    ": expected fewer than 2^31 Gaussians times cameras, got ", images * gaussians,
+                    "; pass fewer cameras in one call");
 }
 
 }  // namespace pyext::splat

@@ -19,10 +19,7 @@ struct ProjectInputs {
     C = viewmats_.size(1);
     TORCH_CHECK_VALUE(covars_ || (quats_ && scales_),
                       "quats, scales: both are needed when covars is not given");
-    TORCH_CHECK_VALUE(B * C * N < (int64_t(1) << 31),
-                      "means: expected fewer than 2^31 Gaussians "
-                      "times cameras, got ",
-                      B * C * N, "; pass fewer cameras in one call");
+    check_flat_ids("means", B * C, N);
     means = means_.contiguous();
     viewmats = dense(viewmats_, "viewmats", means, "means", {B, C, 4, 4});
     Ks = dense(Ks_, "Ks", means, "means", {B, C, 3, 3});

@@ -29,9 +29,7 @@ struct ShInputs {
     TORCH_CHECK_VALUE(K >= sh_bases_of(int(degree)), "coeffs: expected at least ",
                       sh_bases_of(int(degree)), " coefficients for degree ", degree, ", got ", K);
     TORCH_CHECK_VALUE(D >= 1, "coeffs: expected at least one channel, got ", D);
-    TORCH_CHECK_VALUE(B * C * N < (int64_t(1) << 31),
-                      "means: expected fewer than 2^31 Gaussians times cameras, got ", B * C * N,
-                      "; pass fewer cameras in one call");
+    check_flat_ids("means", B * C, N);
     means = means_.contiguous();
     centres = dense(centres_, "centres", means, "means", {B, C, 3});
     coeffs = dense(coeffs_, "coeffs", means, "means", coeffs_.sizes());
