@@ -33,6 +33,23 @@ def test_channels(channels, dtype):
     check_agreement(random_scene(20, 23, 17, channels=channels, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [513, 1000])
+def test_channels_beyond_gsplats(channels, dtype):
+    check_agreement(random_scene(20, 23, 17, channels=channels, dtype=dtype))
+
+
+@pytest.mark.parametrize("options", [{}, {"opacity": (0.6, 1.0)}, {"size": (0.01, 0.05)}])
+def test_whole_image_by_mean_and_quantile(options):
+    """No pixel is left out, those on a threshold are few: see `splat_agreement`."""
+    scene = random_scene(400, 128, 96, cameras=2, **options)
+    expected = run(reference.rasterization, cast(scene, torch.float64)).values()
+    error = (run(rasterization, scene).values() - expected).detach().abs().flatten()
+    report = {"mean": error.mean(), "99.9 %": error.quantile(0.999), "all": error.max()}
+    for name, bound in (("mean", 1e-6), ("99.9 %", 1e-5), ("all", 5e-3)):
+        assert report[name] <= bound, report
+
+
 @both_dtypes
 @pytest.mark.parametrize("batch, cameras", [((), 2), ((2,), 1), ((1, 2), 3), ((2,), 2)])
 @pytest.mark.parametrize("per_camera", [False, True])

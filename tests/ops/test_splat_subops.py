@@ -1,16 +1,14 @@
 """gsplat's sub-ops with packed rows, in ranges, and with lists made by hand."""
 
 import re
-import sys
-import types
 
 import pytest
 import torch
 
 from pyext.ops import splat
+from tests.ops.splat_pairs import DENSE, FAINT, SIZE, accumulate, lists_of
 from tests.ops.splat_scenes import near_cuts, random_scene, random_weights
 
-SIZE = (40, 36)
 TILES = (3, 3)
 LEAVES = ("means", "quats", "scales", "covars", "opacities", "colors", "viewmats", "Ks")
 small = pytest.mark.numerics_small
@@ -141,50 +139,6 @@ def test_sparse_gradients_of_the_projection(covars):
 # Ranges.
 
 
-def weights_of(alphas, rays, count):
-    """Front-to-back weights [K] of alphas whose rays, 0 to count - 1, ascend."""
-    sizes = torch.bincount(rays, minlength=count)
-    rank = torch.arange(len(rays)) - (sizes.cumsum(0) - sizes)[rays]
-    dense = alphas.new_zeros(count, int(sizes.max()) if len(rays) else 0)
-    dense = dense.index_put((rays, rank), alphas)
-    before = torch.nn.functional.pad(torch.cumprod(1 - dense, 1), (1, 0), value=1.0)[:, :-1]
-    return (dense * before)[rays, rank]
-
-
-def accumulate(found, drawn, size):
-    """Colours and alphas of pairs of a Gaussian and a pixel, over black, in front of nothing."""
-    means2d, conics, opacities, colors = drawn
-    gaussians, pixels, images = found
-    points, shapes = means2d[images, gaussians], conics[images, gaussians]
-    dx, dy = points[:, 0] - pixels % size[0] - 0.5, points[:, 1] - pixels // size[0] - 0.5
-    a, b, c = shapes.unbind(-1)
-    sigma = 0.5 * (a * dx**2 + c * dy**2) + b * dx * dy
-    alphas = (opacities[images, gaussians] * (-sigma).exp()).clamp(max=0.999)
-    assert (alphas > 0.0039).all() and (sigma > -1e-6).all()
-    count = len(means2d) * size[0] * size[1]
-    rays = images * size[0] * size[1] + pixels
-    weights = weights_of(alphas, rays, count)
-    image = (len(means2d), size[1], size[0])
-    rgb = colors.new_zeros(count, colors.shape[-1])
-    rgb = rgb.index_add(0, rays, weights[:, None] * colors[images, gaussians])
-    return rgb.reshape(*image, -1), weights.new_zeros(count).index_add(0, rays, weights).reshape(
-        image
-    )
-
-
-def lists_of(scene):
-    """Of one scene without batch: what is drawn, its lists, and the image over black."""
-    colors, alphas, meta = splat.rasterization(**scene | {"backgrounds": None, "packed": False})
-    features = scene["colors"].expand(*meta["opacities"].shape, -1)
-    drawn = (meta["means2d"], meta["conics"], meta["opacities"], features)
-    return drawn, (meta["isect_offsets"], meta["flatten_ids"]), (colors, alphas[..., 0]), meta
-
-
-# About a thousand faint Gaussians a tile, none of which ends a pixel; or few that end most.
-FAINT = {"n": 2400, "opacity": (0.006, 0.015), "size": (0.3, 0.6), "cameras": 2}
-DENSE = {"n": 64, "opacity": (0.8, 1.0), "size": (0.3, 0.6), "cameras": 2}
-
-
 @pytest.mark.parametrize("options, step", [(FAINT, 1), (FAINT, 3), (FAINT, 10**10), (DENSE, 1e10)])
 def test_accumulated_ranges_are_the_image(options, step):
     scene = random_scene(**options, width=40, height=36, seed=3)
@@ -244,46 +198,6 @@ def test_pixels_that_have_ended_take_no_more():
             first, last, left, *drawn[:3], *SIZE, 16, *lists
         )
         assert all(x.shape == (0,) for x in beyond)
-
-
-# gsplat's own plain PyTorch, which needs its CUDA extension for the pairs and nerfacc for sums.
-
-
-@pytest.mark.parametrize("options", [FAINT, DENSE])
-def test_gsplats_torch_rasterizer_on_our_pairs(options, monkeypatch):
-    pytest.importorskip("gsplat")
-    from gsplat.cuda import _torch_impl, _wrapper
-
-    def along_rays(weights, values, ray_indices, n_rays):
-        values = weights[:, None] * (1 if values is None else values)
-        return values.new_zeros(n_rays, values.shape[1]).index_add(0, ray_indices, values)
-
-    nerfacc = types.ModuleType("nerfacc")
-    nerfacc.accumulate_along_rays = along_rays
-    nerfacc.render_weight_from_alpha = lambda alphas, ray_indices, n_rays: (
-        weights_of(alphas, ray_indices, n_rays),
-        None,
-    )
-    monkeypatch.setitem(sys.modules, "nerfacc", nerfacc)
-    monkeypatch.setattr(
-        _wrapper, "rasterize_to_indices_in_range", splat.rasterize_to_indices_in_range
-    )
-    scene = random_scene(**options, width=40, height=36, seed=3)
-    drawn, lists, _, meta = lists_of(scene)
-    leaves = [x.detach().clone().requires_grad_() for x in drawn]
-    means2d, conics, opacities, colors = leaves
-    arguments = means2d, conics, colors, opacities, *SIZE, 16, *lists, scene["backgrounds"]
-    clear = ~near_cuts(meta)[..., None]
-    results = []
-    for function in (_torch_impl._rasterize_to_pixels, splat.rasterize_to_pixels):
-        rgb, alphas = function(*arguments)
-        values = torch.cat([rgb, alphas], -1)
-        loss = (values * clear * random_weights(values)).sum()
-        results.append((values, torch.autograd.grad(loss, leaves)))
-    (theirs, wanted), (ours, got) = results
-    assert ((ours - theirs) * clear).abs().max() < 2e-5
-    for name, a, b in zip(("means2d", "conics", "opacities", "colors"), got, wanted, strict=True):
-        assert (a - b).norm() <= 1e-4 * b.norm(), name
 
 
 # Lists made by hand.
