@@ -4,9 +4,10 @@ import torch
 
 from pyext.ops import splat
 from pyext.reference import splat as reference
+from pyext.runtime import use_threads
 from tests.ops.splat_scenes import random_scene
 
-WIDTH, HEIGHT = 40, 32
+WIDTH, HEIGHT = 32, 24
 
 
 def picture():
@@ -44,7 +45,9 @@ def psnr_of_a_fit(rasterization, steps):
 
 
 def test_a_fit_is_as_good_as_plain_pytorchs():
+    with use_threads(1):  # plain PyTorch's tensors are too small to share
+        eager = psnr_of_a_fit(reference.rasterization, 300)
     ours = psnr_of_a_fit(splat.rasterization, 300)
     assert psnr_of_a_fit(splat.rasterization, 0) < 15
-    assert ours > 34
-    assert abs(ours - psnr_of_a_fit(reference.rasterization, 300)) < 0.2
+    assert ours > 36
+    assert abs(ours - eager) < 0.2
