@@ -35,6 +35,8 @@ struct Drawn {
     order = integers(order_, "order", at::kInt, I * N);
     starts = integers(starts_, "starts", at::kLong, I * N + 1);
     entries_of = integers(entries_of_, "entries_of", at::kInt, tile_ids.numel());
+    // Each list by itself: that the lists by tile and by Gaussian are of the same entries, as
+    // splat_bin makes them, is not looked at.
     check_offsets(tile_offsets, "tile_offsets", tile_ids.numel());
     check_indices(tile_ids, "tile_ids", I * N);
     check_indices(order, "order", I * N);
