@@ -246,6 +246,7 @@ def test_lists_that_lead_outside_are_refused(function, case):
     ({"image_ids": torch.tensor([0, 2])},
      "image_ids: expected indices from 0 to below 2, got 0 to 2"),
     ({"image_ids": torch.tensor([0])}, "image_ids: expected shape [..., 2], got [1]"),
+    ({"means2d": torch.ones(3, 2, 2)}, "means2d: expected packed rows, 2-d, got [3, 2, 2]"),
     ({"radii": torch.ones(2, 3, dtype=torch.int32)},
      "radii: expected shape [..., 2, 2], got [2, 3]"),
     ({"depths": torch.ones(3)}, "depths: expected shape [..., 2], got [3]"),
@@ -257,6 +258,18 @@ def test_packed_row_errors(changes, message):
     splat.isect_tiles(**arguments, **tiles)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         splat.isect_tiles(**arguments | changes, **tiles)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_masks_are_bool(packed):
+    scene = random_scene(20, *SIZE)
+    rows, lists, _, _ = lists_of(scene)
+    means2d, conics, opacities, colors = (x[0] for x in rows) if packed else rows
+    masks = torch.ones(1, 3, 3, dtype=torch.int32)
+    with pytest.raises(TypeError, match=r"^masks: expected dtype torch.bool, got torch.int32$"):
+        splat.rasterize_to_pixels(
+            means2d, conics, colors, opacities, *SIZE, 16, *lists, masks=masks, packed=packed
+        )
 
 
 @pytest.mark.parametrize("changes, message", [

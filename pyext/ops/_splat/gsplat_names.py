@@ -29,6 +29,14 @@ def flat(tensor: Tensor, name: str, *tail: int) -> Tensor:
     return tensor.reshape(leading.numel(), *tensor.shape[len(leading) :])
 
 
+def packed_rows(tensor: Tensor, name: str, *shape: int) -> Tensor:
+    """The tensor of packed rows, checked: no dimensions before ``shape``."""
+    rows = flat(tensor, name, *shape)
+    if tensor.dim() > len(shape):
+        raise ValueError(f"{name}: expected packed rows, {len(shape)}-d, got {list(tensor.shape)}")
+    return rows[0]
+
+
 def quat_scale_to_covar_preci(
     quats: Tensor,
     scales: Tensor,
@@ -217,18 +225,24 @@ def isect_tiles(
     """
     check_supported(tile_size=tile_size)
     n = means2d.shape[-2]
-    points, sizes = flat(means2d, "means2d", n, 2), flat(radii, "radii", n, 2)
-    depth = flat(depths, "depths", n)
     if packed:
         if n_images is None or image_ids is None:
             missing = "n_images" if n_images is None else "image_ids"
             raise ValueError(f"{missing}: needed when packed, got None")
-        (images,) = flat(image_ids, "image_ids", n)
+        images = packed_rows(image_ids, "image_ids", n)
         check_ids("image_ids", images, n_images)
         places, most = _image_places(images, n_images)
         points, sizes, depth = (
-            _spread(x[0], places, n_images, most) for x in (points, sizes, depth)
+            _spread(rows, places, n_images, most)
+            for rows in (
+                packed_rows(means2d, "means2d", n, 2),
+                packed_rows(radii, "radii", n, 2),
+                packed_rows(depths, "depths", n),
+            )
         )
+    else:
+        points, sizes = flat(means2d, "means2d", n, 2), flat(radii, "radii", n, 2)
+        depth = flat(depths, "depths", n)
     conics, opacities = points.new_zeros(*points.shape[:-1], 3), torch.ones_like(depth)
     lists = TileLists(
         *_ops.splat_bin(

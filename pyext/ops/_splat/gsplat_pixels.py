@@ -17,7 +17,7 @@ from pyext.interface.splat_lists import (
     tiles_along,
 )
 from pyext.interface.splat_meta import keep_absgrad
-from pyext.ops._splat.gsplat_names import flat
+from pyext.ops._splat.gsplat_names import flat, packed_rows
 
 _ops = torch.ops.pyext
 _ALPHA_MAX, _ALPHA_MIN, _TRANSMITTANCE_MIN = 0.999, 1 / 255, 1e-4
@@ -46,6 +46,15 @@ def _tile_lists(
     check_offsets("isect_offsets", offsets)
     check_ids("flatten_ids", flatten_ids, gaussians)
     return offsets, flatten_ids.int()
+
+
+def _only_tiles(masks: Tensor, offsets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The lists with those of masked tiles empty."""
+    if masks.dtype != torch.bool:
+        raise TypeError(f"masks: expected dtype torch.bool, got {masks.dtype}")
+    keep, sizes = masks.flatten(), offsets.diff()
+    ends = torch.where(keep, sizes, 0).cumsum(0)
+    return F.pad(ends, (1, 0)), ids[keep.repeat_interleave(sizes)]
 
 
 def rasterize_to_pixels(
@@ -78,8 +87,8 @@ def rasterize_to_pixels(
         Colours [..., H, W, D] and alphas [..., H, W, 1].
 
     Raises:
-        ValueError: a shape is wrong, or the lists point outside of what is given; the argument is
-            named.
+        ValueError, TypeError: a shape or dtype is wrong, or the lists point outside of what is
+            given; the argument is named.
     """
     check_supported(tile_size=tile_size)
     images = isect_offsets.shape[:-2] if packed else means2d.shape[:-2]
@@ -89,18 +98,14 @@ def rasterize_to_pixels(
     size = image_width, image_height
     offsets, ids = _tile_lists(isect_offsets, flatten_ids, images, size, gaussians)
     if masks is not None:
-        sizes = offsets.diff()
-        keep = flat(masks, "masks", *isect_offsets.shape).flatten()
-        ids = ids[torch.repeat_interleave(keep, sizes)]
-        offsets = torch.cat([offsets[:1], torch.where(keep, sizes, 0).cumsum(0)])
+        offsets, ids = _only_tiles(flat(masks, "masks", *isect_offsets.shape), offsets, ids)
     # The compositor knows a Gaussian by its flat id, so packed rows fill images in their order.
     n = -(-rows // max(count, 1)) if packed else rows
 
     def by_image(tensor: Tensor, name: str, *tail: int) -> Tensor:
-        values = flat(tensor, name, rows, *tail)
         if not packed:
-            return values
-        values = values[0]
+            return flat(tensor, name, rows, *tail)
+        values = packed_rows(tensor, name, rows, *tail)
         padding = [0, 0] * len(tail) + [0, count * n - rows]
         return F.pad(values, padding).reshape(count, n, *values.shape[1:])
 
