@@ -15,7 +15,8 @@ constexpr int kTile = 16;  // a tile is kTile x kTile pixels
 struct Context {
   void* stream;                                  // cudaStream_t, null on the CPU
   void* owner;                                   // passed back to `scratch`
-  void* (*scratch)(void* owner, int64_t bytes);  // device memory, released after the call
+  // Device memory, released after the call. Any thread may ask for it.
+  void* (*scratch)(void* owner, int64_t bytes);
 };
 
 template <class T>
@@ -168,6 +169,8 @@ struct CellsArgs {
   AxisMap<T> across, down;
   int32_t cell_width, cell_height;
   bool by_cell;   // rows are cells: [I cells, N]; otherwise they are Gaussians: [N, I cells]
+  T* mass;        // [I, N] out, hits [I, N] out: as in UnprojectArgs; both null when by_cell
+  int32_t* hits;
   int64_t* crow;  // [rows + 1] out
   void* owner;    // passed back to `allocate`
   // Called once, when the number of non-zeros is known: their columns, ascending in a row, and
