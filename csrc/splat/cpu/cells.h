@@ -33,16 +33,17 @@ struct CellEntry {
   T mass;
 };
 
-// Memory of one worker, taken in chunks: what is kept in it stays where it is.
+// Memory of one worker, taken in chunks of growing size: what is kept in it stays where it is.
 template <class T>
 struct alignas(64) CellRoom {
-  static constexpr int64_t kChunk = int64_t(1) << 17;  // records
+  static constexpr int64_t kLeast = int64_t(1) << 12, kMost = int64_t(1) << 20;  // records
   CellRecord<T>* next = nullptr;
-  int64_t left = 0;
+  int64_t left = 0, chunk = kLeast;
 
   CellRecord<T>* at_least(int64_t count, const Context& context) {
     if (left < count) {
-      left = count < kChunk ? kChunk : count;
+      left = count < chunk ? chunk : count;
+      chunk = 2 * chunk < kMost ? 2 * chunk : kMost;
       next = static_cast<CellRecord<T>*>(
           context.scratch(context.owner, left * int64_t(sizeof(CellRecord<T>))));
     }
@@ -76,8 +77,10 @@ struct CellWriter {
   PYEXT_INLINE void flush() {
     T values[kPending];
     sum_each<kPending>(products, values);
-    for (int i = 0; i < pending; ++i)
-      if (values[i] > T(0)) *to++ = {records[i].x, records[i].y, values[i]};
+    for (int i = 0; i < pending; ++i) {  // what is zero is written over
+      *to = {records[i].x, records[i].y, values[i]};
+      to += values[i] > T(0);
+    }
     pending = 0;
   }
 };
@@ -94,26 +97,32 @@ OwnCells own_cells(const CellsArgs<T>& args, const TileAt& at) {
   return {x[0], x[1], y[0], y[1]};
 }
 
-// Writes what one Gaussian gives to the tile's own cells, and returns the end.
+// Writes what one Gaussian gives to the tile's own cells, and returns the end. Rows of cells are
+// taken in pairs: that is what a tile has where cells are not smaller than tiles.
 template <class T>
 CellRecord<T>* write_cells(const CellsArgs<T>& args, const OwnCells& own, uint32_t rows,
                            const T* weights, CellRecord<T>* to) {
   using V = Lanes<T>;
   const V zero(T(0)), one(T(1));
   CellWriter<T> writer(to);
-  for (int32_t y = own.top; y < own.bottom; ++y) {
-    const T* down = args.down.weights + int64_t(y) * kTile;
-    V sum = zero;
-    for (uint32_t bits = rows & (V::load(down) > zero).bits(); bits; bits &= bits - 1) {
+  for (int32_t y = own.top; y < own.bottom; y += 2) {
+    const int32_t pair[2] = {y, y + 1 < own.bottom ? y + 1 : y};
+    const T* down[2];
+    for (int i = 0; i < 2; ++i) down[i] = args.down.weights + int64_t(pair[i]) * kTile;
+    const uint32_t used = ((V::load(down[0]) > zero) | (V::load(down[1]) > zero)).bits();
+    V sum[2] = {zero, zero};
+    for (uint32_t bits = rows & used; bits; bits &= bits - 1) {
       const int r = __builtin_ctz(bits);
       V weight = V::load(weights + r * kLanes);
       if (args.count) weight = select(weight > zero, one, zero);
-      sum = fma(V(down[r]), weight, sum);
+      for (int i = 0; i < 2; ++i) sum[i] = fma(V(down[i][r]), weight, sum[i]);
     }
-    if (!(sum > zero).any()) continue;
-    for (int32_t x = own.left; x < own.right; ++x)
-      writer.add(args.across.cells[x], args.down.cells[y],
-                 sum * V::load(args.across.weights + int64_t(x) * kTile));
+    for (int i = 0; i <= pair[1] - y; ++i) {
+      if (!(sum[i] > zero).any()) continue;
+      for (int32_t x = own.left; x < own.right; ++x)
+        writer.add(args.across.cells[x], args.down.cells[pair[i]],
+                   sum[i] * V::load(args.across.weights + int64_t(x) * kTile));
+    }
   }
   if (writer.pending) writer.flush();
   return writer.to;
@@ -154,13 +163,13 @@ struct CellMatrix {
     start_rows(f, at, rows);
     keep_pixels(f, at, args.mask, uint32_t(args.across.used[at.x / kTile]),
                 uint32_t(args.down.used[at.y / kTile]), rows);
-    for_each_contributor(
-        f, tile, at, rows, weights, [&](int64_t index, int32_t, uint32_t hit_rows, const T* w) {
-          CellEntry<T>& entry = entries[index];
-          if (args.mass) entry.mass = mass_and_hits(hit_rows, w, entry.hits);
-          CellRecord<T>* to = room.at_least(own.count(), context);
-          entry.records = room.keep(write_cells(args, own, hit_rows, w, to));
-        });
+    for_each_contributor(f, tile, at, rows, weights,
+                         [&](int64_t index, int32_t, uint32_t hit_rows, const T* w) {
+                           CellEntry<T>& entry = entries[index];
+                           if (args.mass) entry.mass = mass_and_hits(hit_rows, w, entry.hits);
+                           CellRecord<T>* to = room.at_least(own.count(), context);
+                           entry.records = room.keep(write_cells(args, own, hit_rows, w, to));
+                         });
   }
 
   void march() const {
@@ -171,6 +180,14 @@ struct CellMatrix {
                               });
   }
 
+  // Entries of a Gaussian are far apart, those that come next included.
+  PYEXT_INLINE void prefetch(const int32_t* entry_of) const {
+    constexpr int64_t kAhead = 12;
+    const int64_t left = args.entries_of + f.entries - entry_of;
+    if (left > 2 * kAhead) __builtin_prefetch(entries + entry_of[2 * kAhead]);
+    if (left > kAhead) __builtin_prefetch(entries[entry_of[kAhead]].records.first);
+  }
+
   // Adds up a Gaussian's records of the same cell, in a grid of zeros that is left as it was found.
   CellRecords<T> merge(int64_t rank, T* grid, CellRoom<T>& room) const {
     const int32_t *begin = args.entries_of + args.starts[rank],
@@ -178,6 +195,7 @@ struct CellMatrix {
     if (end - begin == 1) return entries[*begin].records;
     int32_t left = args.cell_width, right = -1, top = args.cell_height, bottom = -1;
     for (const int32_t* e = begin; e < end; ++e) {
+      prefetch(e);
       const CellRecords<T>& own = entries[*e].records;
       for (int64_t i = 0; i < own.count; ++i) {
         const int32_t x = own.first[i].x, y = own.first[i].y;
