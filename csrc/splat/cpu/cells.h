@@ -27,7 +27,7 @@ struct CellRecords {
 
 // What a Gaussian gets from one tile.
 template <class T>
-struct CellEntry {
+struct alignas(32) CellEntry {  // within one cache line
   CellRecords<T> records;
   int32_t hits;
   T mass;
@@ -192,10 +192,10 @@ struct CellMatrix {
   CellRecords<T> merge(int64_t rank, T* grid, CellRoom<T>& room) const {
     const int32_t *begin = args.entries_of + args.starts[rank],
                   *end = args.entries_of + args.starts[rank + 1];
+    for (const int32_t* e = begin; e < end; ++e) prefetch(e);
     if (end - begin == 1) return entries[*begin].records;
     int32_t left = args.cell_width, right = -1, top = args.cell_height, bottom = -1;
     for (const int32_t* e = begin; e < end; ++e) {
-      prefetch(e);
       const CellRecords<T>& own = entries[*e].records;
       for (int64_t i = 0; i < own.count; ++i) {
         const int32_t x = own.first[i].x, y = own.first[i].y;
