@@ -1,7 +1,7 @@
 """What a benchmark family is made of: cases, arms, claims, and the rows a run leaves.
 
-A family is a module ``benchmarks/<family>.py`` with an object ``FAMILY``; adding an arm to it is
-one function::
+A family is a module ``benchmarks/<family>.py`` with an object ``FAMILY``, named as an op family, or
+``<op family>_routes`` where ways to one result are compared; adding an arm to it is one function::
 
     @FAMILY.arm("name in the table")
     def mine(case: Case) -> Run:
@@ -132,10 +132,10 @@ class Arm:
 
 @dataclass
 class Family:
-    """The cases, arms and claims of one op family.
+    """Cases, arms and claims of one op family.
 
     Args:
-        name: the op family's.
+        name: the module's.
         baseline: the arm that counts as eager in "times eager".
         seconds: for the timing of all cases together, unless the caller says otherwise.
         tolerance: on the relative error of an arm against ``expected``.
@@ -174,10 +174,10 @@ class Family:
 
 
 def families() -> list[str]:
-    """Names of the op families that have benchmarks."""
+    """Names of the families of benchmarks."""
     modules = {module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
     ops = {module.name for module in pkgutil.iter_modules(pyext.ops.__path__)}
-    return sorted(modules & ops)
+    return sorted(modules & (ops | {f"{op}_routes" for op in ops}))
 
 
 def load_family(name: str) -> Family:

@@ -64,6 +64,7 @@ at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
 
 void* Scratch::allocate(void* self, int64_t bytes) {
   auto* scratch = static_cast<Scratch*>(self);
+  const std::lock_guard<std::mutex> lock(scratch->mutex_);
   scratch->held_.push_back(empty({std::max<int64_t>(bytes, 1)}, scratch->options_));
   return scratch->held_.back().data_ptr();
 }

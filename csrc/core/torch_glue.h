@@ -5,6 +5,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
+#include <mutex>
 #include <vector>
 
 namespace pyext {
@@ -27,7 +28,7 @@ void check_like(const at::Tensor& tensor, const char* name, const at::Tensor& li
 // process is otherwise handed over 4 KB at a time, which takes longer than filling it.
 at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options);
 
-// Scratch buffers on one device, held until the call returns.
+// Scratch buffers on one device, held until the call returns. Any thread may allocate.
 class Scratch {
  public:
   explicit Scratch(const at::Tensor& like)
@@ -36,6 +37,7 @@ class Scratch {
 
  private:
   at::TensorOptions options_;
+  std::mutex mutex_;
   std::vector<at::Tensor> held_;
 };
 

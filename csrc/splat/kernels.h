@@ -13,9 +13,10 @@ constexpr int kTile = 16;  // a tile is kTile x kTile pixels
 
 // What a backend may ask of its caller while it runs.
 struct Context {
-  void* stream;                                  // cudaStream_t, null on the CPU
-  void* owner;                                   // passed back to `scratch`
-  void* (*scratch)(void* owner, int64_t bytes);  // device memory, released after the call
+  void* stream;  // cudaStream_t, null on the CPU
+  void* owner;   // passed back to `scratch`
+  // Device memory, released after the call. Any thread may ask for it.
+  void* (*scratch)(void* owner, int64_t bytes);
 };
 
 template <class T>
@@ -167,7 +168,9 @@ struct CellsArgs {
   bool count;        // 1 for every pixel contributed to, not its weight
   AxisMap<T> across, down;
   int32_t cell_width, cell_height;
-  bool by_cell;   // rows are cells: [I cells, N]; otherwise they are Gaussians: [N, I cells]
+  bool by_cell;  // rows are cells: [I cells, N]; otherwise they are Gaussians: [N, I cells]
+  T* mass;       // [I, N] out, hits [I, N] out: as in UnprojectArgs; both null when by_cell
+  int32_t* hits;
   int64_t* crow;  // [rows + 1] out
   void* owner;    // passed back to `allocate`
   // Called once, when the number of non-zeros is known: their columns, ascending in a row, and

@@ -18,7 +18,7 @@ from pyext.requirements import missing_requirements
 
 def bench(
     family: Annotated[
-        str | None, typer.Argument(metavar="[FAMILY]", help="An op family; all if left out.")
+        str | None, typer.Argument(metavar="[FAMILY]", help="Of benchmarks; all if left out.")
     ] = None,
     threads: Annotated[
         str | None, typer.Option(help="Numbers of threads, as in 1,2; up to 2 if left out.")

@@ -210,12 +210,10 @@ def _sparse(crow: Tensor, col: Tensor, val: Tensor, shape: tuple[int, int]) -> T
 
 
 def make_unproject_cells(
-    unproject: Callable[..., Any],
-    unproject_cells_op: Callable[..., Any],
-    render_cells_op: Callable[..., Any],
+    unproject_cells_op: Callable[..., Any], render_cells_op: Callable[..., Any]
 ) -> Callable[..., Cells]:
-    """`unproject_cells` over ops with the signatures of ``pyext::splat_unproject``,
-    ``splat_unproject_cells`` and ``splat_render_cells``."""
+    """`unproject_cells` over ops with the signatures of ``pyext::splat_unproject_cells`` and
+    ``splat_render_cells``."""
 
     def unproject_cells(
         meta: dict[str, Any],
@@ -258,12 +256,9 @@ def make_unproject_cells(
         geometry = tuple(x.detach() for x in drawn.geometry)
         (cameras,) = drawn.views
         n, cells = drawn.gaussians, cameras * height * width
-        count_pixels = mode == "count"
-        crow, col, val = unproject_cells_op(
-            *geometry, flat_mask, *drawn.trailing, count_pixels, height, width
+        crow, col, val, mass, count = unproject_cells_op(
+            *geometry, flat_mask, *drawn.trailing, mode == "count", height, width
         )
-        nothing = geometry[0].new_empty(cameras, drawn.height, drawn.width, 0)
-        _, mass, count = unproject(*geometry, nothing, flat_mask, *drawn.trailing, count_pixels)
         mass, count = mass.sum(0), count.sum(0, dtype=torch.int32)
         if normalize is not None:
             divisor = _divisor(normalize, mass, count)

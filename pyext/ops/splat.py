@@ -42,9 +42,7 @@ rasterization = float32_under_autocast(
     )
 )
 unproject = float32_under_autocast(make_unproject(_ops.splat_unproject))
-unproject_cells = make_unproject_cells(
-    _ops.splat_unproject, _ops.splat_unproject_cells, _ops.splat_render_cells
-)
+unproject_cells = make_unproject_cells(_ops.splat_unproject_cells, _ops.splat_render_cells)
 lift_features = float32_under_autocast(
     make_lift_features(_ops.splat_project, _ops.splat_bin, unproject)
 )

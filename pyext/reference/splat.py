@@ -304,7 +304,7 @@ composite = make_composite(composite_tile)
 rasterization = make_rasterization(Stages(project, sh, bin, composite))
 unproject = make_unproject(splat_unproject.unproject)
 unproject_cells = make_unproject_cells(
-    splat_unproject.unproject, splat_unproject.unproject_cells, splat_unproject.render_cells
+    splat_unproject.unproject_cells, splat_unproject.render_cells
 )
 lift_features = make_lift_features(project, bin, unproject)
 contributors = make_contributors(splat_unproject.contributors)

@@ -65,8 +65,11 @@ def unproject_cells(
     opacities: Tensor,
     mask: Tensor | None,
     *trailing: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(weights)^T times bilinear upsampling, [N, I cells], as compressed sparse rows."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(weights)^T times bilinear upsampling, [N, I cells], as compressed sparse rows.
+
+    And, as in `unproject`, mass [I, N] and hits [I, N] (int32).
+    """
     *drawn, count, cell_height, cell_width = trailing
     w, hits = _counted(weights(means2d, conics, opacities, *drawn), mask)
     images, height, width, n = w.shape
@@ -74,7 +77,8 @@ def unproject_cells(
     units = torch.eye(cells, dtype=w.dtype, device=w.device)
     up = _resize(units.reshape(cells, 1, cell_height, cell_width), height, width)[:, 0]
     matrix = torch.einsum("ihwn,chw->nic", hits.to(w.dtype) if count else w, up)
-    return _compressed(matrix.reshape(n, images * cells))
+    mass, number = w.sum((1, 2)), hits.sum((1, 2), dtype=torch.int32)
+    return *_compressed(matrix.reshape(n, images * cells)), mass, number
 
 
 def render_cells(

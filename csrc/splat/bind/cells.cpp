@@ -91,8 +91,10 @@ int32_t grid_side(int64_t size, const char* name) {
   return int32_t(size);
 }
 
+// `mass` and `hits` [I, N] are filled where they are defined.
 std::tuple<Tensor, Tensor, Tensor> matrix(const Drawn& in, const OptionalTensor& mask_, bool count,
-                                          int64_t cell_height, int64_t cell_width, bool by_cell) {
+                                          int64_t cell_height, int64_t cell_width, bool by_cell,
+                                          const Tensor& mass, const Tensor& hits) {
   const Tensor mask = in.mask(mask_);
   const int32_t h = grid_side(cell_height, "cell_height"), w = grid_side(cell_width, "cell_width");
   const auto options = in.means2d.options().requires_grad(false);
@@ -116,6 +118,8 @@ std::tuple<Tensor, Tensor, Tensor> matrix(const Drawn& in, const OptionalTensor&
                             w,
                             h,
                             by_cell,
+                            data<T>(mass),
+                            data<int32_t>(hits),
                             data<int64_t>(crow),
                             &made,
                             &NonZeros<T>::allocate};
@@ -126,14 +130,18 @@ std::tuple<Tensor, Tensor, Tensor> matrix(const Drawn& in, const OptionalTensor&
   return {crow, col, val};
 }
 
-std::tuple<Tensor, Tensor, Tensor> splat_unproject_cells(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> splat_unproject_cells(
     const Tensor& means2d, const Tensor& conics, const Tensor& opacities,
     const OptionalTensor& mask, const Tensor& tile_offsets, const Tensor& tile_ids,
     const Tensor& order, const Tensor& starts, const Tensor& entries_of, int64_t width,
     int64_t height, double alpha_max, bool count, int64_t cell_height, int64_t cell_width) {
   const Drawn in(means2d, conics, opacities, tile_offsets, tile_ids, order, starts, entries_of,
                  width, height, alpha_max);
-  return matrix(in, mask, count, cell_height, cell_width, false);
+  const auto options = in.means2d.options().requires_grad(false);
+  const Tensor mass = at::empty({in.I, in.N}, options);
+  const Tensor hits = at::empty({in.I, in.N}, options.dtype(at::kInt));
+  auto [crow, col, val] = matrix(in, mask, count, cell_height, cell_width, false, mass, hits);
+  return {crow, col, val, mass, hits};
 }
 
 std::tuple<Tensor, Tensor, Tensor> splat_render_cells(
@@ -143,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor> splat_render_cells(
     int64_t cell_width) {
   const Drawn in(means2d, conics, opacities, tile_offsets, tile_ids, order, starts, entries_of,
                  width, height, alpha_max);
-  return matrix(in, std::nullopt, false, cell_height, cell_width, true);
+  return matrix(in, std::nullopt, false, cell_height, cell_width, true, {}, {});
 }
 
 void define(torch::Library& m) {
@@ -151,7 +159,7 @@ void define(torch::Library& m) {
       "splat_unproject_cells(Tensor means2d, Tensor conics, Tensor opacities, Tensor? mask, "
       "Tensor tile_offsets, Tensor tile_ids, Tensor order, Tensor starts, Tensor entries_of, "
       "int width, int height, float alpha_max, bool count, int cell_height, int cell_width) "
-      "-> (Tensor crow, Tensor col, Tensor val)");
+      "-> (Tensor crow, Tensor col, Tensor val, Tensor mass, Tensor hits)");
   m.def(
       "splat_render_cells(Tensor means2d, Tensor conics, Tensor opacities, Tensor tile_offsets, "
       "Tensor tile_ids, Tensor order, Tensor starts, Tensor entries_of, int width, int height, "

@@ -1,10 +1,12 @@
 // The sparse matrix between Gaussians and the cells of a grid laid over the images.
 //
-// Tiles are marched twice: the first time each (tile, Gaussian) entry counts the cells it reaches,
-// the second time it writes them as records, Gaussian after Gaussian. Then each Gaussian merges
-// what its tiles have in common, in the order of the tiles, and the rows of the matrix are copied.
+// Tiles are marched once. What an entry (tile, Gaussian) gives to the cells it reaches is written
+// as records, wherever its worker has room; how many there are is known only then. Each Gaussian
+// then merges the records of its entries, in the order of the tiles, and the rows of the matrix are
+// copied from that. Where a record lies depends on the worker, what it holds does not.
 #pragma once
 
+#include "core/simd_shuffle.h"
 #include "splat/cpu/composite.h"
 #include "splat/cpu/weights.h"
 
@@ -12,70 +14,139 @@ namespace pyext::PYEXT_ISA {
 
 template <class T>
 struct CellRecord {
-  int32_t cell;  // row-major in the grid
+  uint16_t x, y;  // in the grid
   T value;
 };
 
-// Calls visit(cell, value) for every cell that one Gaussian reaches from one tile, ascending.
-// `sums` [cells of the tile down, 16 lanes] is scratch.
-template <class T, class Visit>
-void for_each_cell(const CellsArgs<T>& args, const TileAt& at, uint32_t rows, const T* weights,
-                   T* sums, Visit visit) {
-  using V = Lanes<T>;
-  const int32_t tile_x = at.x / kTile, tile_y = at.y / kTile;
-  const int32_t top = args.down.starts[tile_y], bottom = args.down.starts[tile_y + 1];
-  const int32_t left = args.across.starts[tile_x], right = args.across.starts[tile_x + 1];
-  const V zero(T(0)), one(T(1));
-  for (int32_t y = top; y < bottom; ++y) {
-    const T* down = args.down.weights + int64_t(y) * kTile;
-    V sum = zero;
-    for (uint32_t bits = rows; bits; bits &= bits - 1) {
-      const int r = __builtin_ctz(bits);
-      if (down[r] == T(0)) continue;
-      V weight = V::load(weights + r * kLanes);
-      if (args.count) weight = select(weight > zero, one, zero);
-      sum = fma(V(down[r]), weight, sum);
+// Consecutive records by ascending cell, row-major.
+template <class T>
+struct CellRecords {
+  CellRecord<T>* first;
+  int64_t count;
+};
+
+// What a Gaussian gets from one tile.
+template <class T>
+struct alignas(32) CellEntry {  // within one cache line
+  CellRecords<T> records;
+  int32_t hits;
+  T mass;
+};
+
+// Memory of one worker, taken in chunks of growing size: what is kept in it stays where it is.
+template <class T>
+struct alignas(64) CellRoom {
+  static constexpr int64_t kLeast = int64_t(1) << 12, kMost = int64_t(1) << 20;  // records
+  CellRecord<T>* next = nullptr;
+  int64_t left = 0, chunk = kLeast;
+
+  CellRecord<T>* at_least(int64_t count, const Context& context) {
+    if (left < count) {
+      left = count < chunk ? chunk : count;
+      chunk = 2 * chunk < kMost ? 2 * chunk : kMost;
+      next = static_cast<CellRecord<T>*>(
+          context.scratch(context.owner, left * int64_t(sizeof(CellRecord<T>))));
     }
-    sum.store(sums + (y - top) * kLanes);
+    return next;
   }
-  for (int32_t y = top; y < bottom; ++y) {
-    const V sum = V::load(sums + (y - top) * kLanes);
-    if (!(sum > zero).any()) continue;
-    for (int32_t x = left; x < right; ++x) {
-      const T value = (sum * V::load(args.across.weights + int64_t(x) * kTile)).sum();
-      if (value > T(0)) visit(args.down.cells[y] * args.cell_width + args.across.cells[x], value);
+  CellRecords<T> keep(const CellRecord<T>* end) {
+    const CellRecords<T> kept{next, end - next};
+    left -= kept.count;
+    next += kept.count;
+    return kept;
+  }
+};
+
+// Records on their way to memory: sums over pixels are taken several at a time.
+template <class T>
+struct CellWriter {
+  static constexpr int kPending = 4;
+  CellRecord<T>* to;
+  int pending = 0;
+  CellRecord<T> records[kPending];
+  Lanes<T> products[kPending];
+
+  explicit CellWriter(CellRecord<T>* to_) : to(to_) {
+    for (Lanes<T>& p : products) p = Lanes<T>(T(0));
+  }
+  PYEXT_INLINE void add(int32_t x, int32_t y, Lanes<T> product) {
+    records[pending] = {uint16_t(x), uint16_t(y), T(0)};
+    products[pending] = product;
+    if (++pending == kPending) flush();
+  }
+  PYEXT_INLINE void flush() {
+    T values[kPending];
+    sum_each<kPending>(products, values);
+    for (int i = 0; i < pending; ++i) {  // what is zero is written over
+      *to = {records[i].x, records[i].y, values[i]};
+      to += values[i] > T(0);
     }
+    pending = 0;
   }
+};
+
+// The cells that a tile's pixels map to: indices into `cells` and `weights` of the axis maps.
+struct OwnCells {
+  int32_t left, right, top, bottom;
+  int64_t count() const { return int64_t(right - left) * (bottom - top); }
+};
+
+template <class T>
+OwnCells own_cells(const CellsArgs<T>& args, const TileAt& at) {
+  const int32_t *x = args.across.starts + at.x / kTile, *y = args.down.starts + at.y / kTile;
+  return {x[0], x[1], y[0], y[1]};
 }
 
-// The two marches, the merge and the copy over one set of arrays.
+// Writes what one Gaussian gives to the tile's own cells, and returns the end. Rows of cells are
+// taken in pairs: that is what a tile has where cells are not smaller than tiles.
+template <class T>
+CellRecord<T>* write_cells(const CellsArgs<T>& args, const OwnCells& own, uint32_t rows,
+                           const T* weights, CellRecord<T>* to) {
+  using V = Lanes<T>;
+  const V zero(T(0)), one(T(1));
+  CellWriter<T> writer(to);
+  for (int32_t y = own.top; y < own.bottom; y += 2) {
+    const int32_t pair[2] = {y, y + 1 < own.bottom ? y + 1 : y};
+    const T* down[2];
+    for (int i = 0; i < 2; ++i) down[i] = args.down.weights + int64_t(pair[i]) * kTile;
+    const uint32_t used = ((V::load(down[0]) > zero) | (V::load(down[1]) > zero)).bits();
+    V sum[2] = {zero, zero};
+    for (uint32_t bits = rows & used; bits; bits &= bits - 1) {
+      const int r = __builtin_ctz(bits);
+      V weight = V::load(weights + r * kLanes);
+      if (args.count) weight = select(weight > zero, one, zero);
+      for (int i = 0; i < 2; ++i) sum[i] = fma(V(down[i][r]), weight, sum[i]);
+    }
+    for (int i = 0; i <= pair[1] - y; ++i) {
+      if (!(sum[i] > zero).any()) continue;
+      for (int32_t x = own.left; x < own.right; ++x)
+        writer.add(args.across.cells[x], args.down.cells[pair[i]],
+                   sum[i] * V::load(args.across.weights + int64_t(x) * kTile));
+    }
+  }
+  if (writer.pending) writer.flush();
+  return writer.to;
+}
+
+// The march, the merge and the copy over one set of arrays.
 template <class T>
 struct CellMatrix {
   const CellsArgs<T>& args;
   const CompositeArgs<T>& f;
   const Context& context;
-  int64_t ranks, cells, down_cells;
-  T *weights, *sums;  // of every worker
-  int64_t* place;     // [M]: records of the entry, then where they start
-  int64_t* begin;     // [I N]: a Gaussian's first record, by id
-  int64_t* size;      // [I N]: its number of records
-  CellRecord<T>* records = nullptr;
+  int64_t ranks, cells;
+  CellRoom<T>* rooms;      // of every worker
+  CellEntry<T>* entries;   // [M]
+  CellRecords<T>* merged;  // [I N], by id
 
   CellMatrix(const CellsArgs<T>& args_, const Context& context_)
       : args(args_), f(args_.forward), context(context_) {
     ranks = f.images * f.gaussians;
     cells = int64_t(args.cell_width) * args.cell_height;
-    down_cells = 0;
-    const int32_t tiles_y = (f.height + kTile - 1) / kTile;
-    for (int32_t t = 0; t < tiles_y; ++t) {
-      const int64_t reached = args.down.starts[t + 1] - args.down.starts[t];
-      down_cells = reached > down_cells ? reached : down_cells;
-    }
-    weights = scratch<T>(thread_count() * kWeightBlock);
-    sums = scratch<T>(thread_count() * down_cells * kLanes);
-    place = scratch<int64_t>(f.entries);
-    begin = scratch<int64_t>(ranks);
-    size = scratch<int64_t>(ranks);
+    rooms = scratch<CellRoom<T>>(thread_count());
+    for (int worker = 0; worker < thread_count(); ++worker) rooms[worker] = {};
+    entries = scratch<CellEntry<T>>(f.entries);
+    merged = scratch<CellRecords<T>>(ranks);
   }
 
   template <class U>
@@ -83,73 +154,98 @@ struct CellMatrix {
     return static_cast<U*>(context.scratch(context.owner, count * int64_t(sizeof(U))));
   }
 
-  // Calls visit(entry, cell, value) for all non-zeros, tile by tile in parallel.
-  template <class Visit>
-  void march(Visit visit) const {
-    for_each_tile_in_parallel(
-        f.tile_offsets, 0, tile_count(f), context, [&](int64_t t, int worker) {
-          const TileAt at = tile_at(t, f.width, f.height);
-          Row<T> rows[kTile];
-          start_rows(f, at, rows);
-          keep_pixels(f, at, args.mask, uint32_t(args.across.used[at.x / kTile]),
-                      uint32_t(args.down.used[at.y / kTile]), rows);
-          for_each_contributor(f, t, at, rows, weights + worker * kWeightBlock,
-                               [&](int64_t entry, int32_t, uint32_t hit_rows, const T* w) {
-                                 for_each_cell(
-                                     args, at, hit_rows, w, sums + worker * down_cells * kLanes,
-                                     [&](int32_t cell, T value) { visit(entry, cell, value); });
-                               });
-        });
+  void march_tile(int64_t tile, T* weights, CellRoom<T>& room) const {
+    const int64_t begin = f.tile_offsets[tile], end = f.tile_offsets[tile + 1];
+    for (int64_t entry = begin; entry < end; ++entry) entries[entry] = {};
+    const TileAt at = tile_at(tile, f.width, f.height);
+    const OwnCells own = own_cells(args, at);
+    Row<T> rows[kTile];
+    start_rows(f, at, rows);
+    keep_pixels(f, at, args.mask, uint32_t(args.across.used[at.x / kTile]),
+                uint32_t(args.down.used[at.y / kTile]), rows);
+    for_each_contributor(f, tile, at, rows, weights,
+                         [&](int64_t index, int32_t, uint32_t hit_rows, const T* w) {
+                           CellEntry<T>& entry = entries[index];
+                           if (args.mass) entry.mass = mass_and_hits(hit_rows, w, entry.hits);
+                           CellRecord<T>* to = room.at_least(own.count(), context);
+                           entry.records = room.keep(write_cells(args, own, hit_rows, w, to));
+                         });
   }
 
-  // Counts become places, Gaussian after Gaussian.
-  void lay_out() {
-    int64_t total = 0;
-    for (int64_t r = 0; r < ranks; ++r) {
-      const int32_t id = args.order[r];
-      begin[id] = total;
-      for (int64_t e = args.starts[r]; e < args.starts[r + 1]; ++e) {
-        const int64_t count = place[args.entries_of[e]];
-        place[args.entries_of[e]] = total;
-        total += count;
-      }
-      size[id] = total - begin[id];
-    }
-    records = scratch<CellRecord<T>>(total);
+  void march() const {
+    T* weights = scratch<T>(thread_count() * kWeightBlock);
+    for_each_tile_in_parallel(f.tile_offsets, 0, tile_count(f), context,
+                              [&](int64_t tile, int worker) {
+                                march_tile(tile, weights + worker * kWeightBlock, rooms[worker]);
+                              });
+  }
+
+  // Entries of a Gaussian are far apart, those that come next included.
+  PYEXT_INLINE void prefetch(const int32_t* entry_of) const {
+    constexpr int64_t kAhead = 12;
+    const int64_t left = args.entries_of + f.entries - entry_of;
+    if (left > 2 * kAhead) __builtin_prefetch(entries + entry_of[2 * kAhead]);
+    if (left > kAhead) __builtin_prefetch(entries[entry_of[kAhead]].records.first);
   }
 
   // Adds up a Gaussian's records of the same cell, in a grid of zeros that is left as it was found.
-  void merge(int64_t id, T* grid) const {
-    CellRecord<T>* own = records + begin[id];
+  CellRecords<T> merge(int64_t rank, T* grid, CellRoom<T>& room) const {
+    const int32_t *begin = args.entries_of + args.starts[rank],
+                  *end = args.entries_of + args.starts[rank + 1];
+    for (const int32_t* e = begin; e < end; ++e) prefetch(e);
+    if (end - begin == 1) return entries[*begin].records;
     int32_t left = args.cell_width, right = -1, top = args.cell_height, bottom = -1;
-    for (int64_t i = 0; i < size[id]; ++i) {
-      const int32_t x = own[i].cell % args.cell_width, y = own[i].cell / args.cell_width;
-      left = x < left ? x : left;
-      right = x > right ? x : right;
-      top = y < top ? y : top;
-      bottom = y > bottom ? y : bottom;
-      grid[own[i].cell] += own[i].value;
-    }
-    int64_t kept = 0;
-    for (int32_t y = top; y <= bottom; ++y)
-      for (int32_t cell = y * args.cell_width + left; cell <= y * args.cell_width + right; ++cell) {
-        if (grid[cell] == T(0)) continue;
-        own[kept++] = {cell, grid[cell]};
-        grid[cell] = T(0);
+    for (const int32_t* e = begin; e < end; ++e) {
+      const CellRecords<T>& own = entries[*e].records;
+      for (int64_t i = 0; i < own.count; ++i) {
+        const int32_t x = own.first[i].x, y = own.first[i].y;
+        left = x < left ? x : left;
+        right = x > right ? x : right;
+        top = y < top ? y : top;
+        bottom = y > bottom ? y : bottom;
+        grid[y * args.cell_width + x] += own.first[i].value;
       }
-    size[id] = kept;
+    }
+    if (right < 0) return {};
+    CellRecord<T>* to = room.at_least(int64_t(right - left + 1) * (bottom - top + 1), context);
+    for (int32_t y = top; y <= bottom; ++y)
+      for (int32_t x = left; x <= right; ++x) {
+        T& value = grid[y * args.cell_width + x];
+        if (value == T(0)) continue;
+        *to++ = {uint16_t(x), uint16_t(y), value};
+        value = T(0);
+      }
+    return room.keep(to);
+  }
+
+  void add_up_mass(int64_t rank) const {
+    T mass = T(0);
+    int32_t hits = 0;
+    for (int64_t e = args.starts[rank]; e < args.starts[rank + 1]; ++e) {
+      const CellEntry<T>& entry = entries[args.entries_of[e]];
+      mass += entry.mass;
+      hits += entry.hits;
+    }
+    args.mass[args.order[rank]] = mass;
+    args.hits[args.order[rank]] = hits;
   }
 
   void merge_all() const {
-    constexpr int64_t kIds = 512;
+    constexpr int64_t kRanks = 512;
     T* grids = scratch<T>(thread_count() * cells);
     memset(grids, 0, size_t(thread_count() * cells) * sizeof(T));
     auto task = [&](int64_t index, int worker) {
-      const int64_t last = (index + 1) * kIds < ranks ? (index + 1) * kIds : ranks;
-      for (int64_t id = index * kIds; id < last; ++id)
-        if (size[id]) merge(id, grids + worker * cells);
+      const int64_t last = (index + 1) * kRanks < ranks ? (index + 1) * kRanks : ranks;
+      for (int64_t rank = index * kRanks; rank < last; ++rank) {
+        merged[args.order[rank]] = merge(rank, grids + worker * cells, rooms[worker]);
+        if (args.mass) add_up_mass(rank);
+      }
     };
-    parallel_tasks((ranks + kIds - 1) / kIds, task);
+    parallel_tasks((ranks + kRanks - 1) / kRanks, task);
+  }
+
+  int64_t cell_of(const CellRecord<T>& record) const {
+    return int64_t(record.y) * args.cell_width + record.x;
   }
 
   void copy_by_gaussian() const {
@@ -157,7 +253,7 @@ struct CellMatrix {
     args.crow[0] = 0;
     for (int64_t n = 0; n < N; ++n) {
       args.crow[n + 1] = args.crow[n];
-      for (int64_t i = 0; i < f.images; ++i) args.crow[n + 1] += size[i * N + n];
+      for (int64_t id = n; id < ranks; id += N) args.crow[n + 1] += merged[id].count;
     }
     int64_t* col;
     T* val;
@@ -167,9 +263,9 @@ struct CellMatrix {
       const int64_t last = (index + 1) * kRows < N ? (index + 1) * kRows : N;
       for (int64_t n = index * kRows, at = args.crow[n]; n < last; ++n)
         for (int64_t id = n; id < ranks; id += N)
-          for (int64_t k = begin[id]; k < begin[id] + size[id]; ++k, ++at) {
-            col[at] = id / N * cells + records[k].cell;
-            val[at] = records[k].value;
+          for (int64_t k = 0; k < merged[id].count; ++k, ++at) {
+            col[at] = id / N * cells + cell_of(merged[id].first[k]);
+            val[at] = merged[id].first[k].value;
           }
     };
     parallel_tasks((N + kRows - 1) / kRows, task);
@@ -179,9 +275,11 @@ struct CellMatrix {
   void copy_by_cell() const {
     const int64_t N = f.gaussians, rows = f.images * cells;
     auto for_each = [&](int64_t image, auto visit) {
-      for (int64_t n = 0; n < N; ++n)
-        for (int64_t k = begin[image * N + n]; k < begin[image * N + n] + size[image * N + n]; ++k)
-          visit(n, image * cells + records[k].cell, records[k].value);
+      for (int64_t n = 0; n < N; ++n) {
+        const CellRecords<T>& own = merged[image * N + n];
+        for (int64_t k = 0; k < own.count; ++k)
+          visit(n, image * cells + cell_of(own.first[k]), own.first[k].value);
+      }
     };
     memset(args.crow, 0, size_t(rows + 1) * sizeof(int64_t));
     auto count = [&](int64_t image, int) {
@@ -206,13 +304,8 @@ struct CellMatrix {
 
 template <class T>
 void cells(const CellsArgs<T>& args, const Context& context) {
-  CellMatrix<T> matrix(args, context);
-  memset(matrix.place, 0, size_t(args.forward.entries) * sizeof(int64_t));
-  matrix.march([&](int64_t entry, int32_t, T) { ++matrix.place[entry]; });
-  matrix.lay_out();
-  matrix.march([&](int64_t entry, int32_t cell, T value) {
-    matrix.records[matrix.place[entry]++] = {cell, value};
-  });
+  const CellMatrix<T> matrix(args, context);
+  matrix.march();
   matrix.merge_all();
   if (args.by_cell)
     matrix.copy_by_cell();

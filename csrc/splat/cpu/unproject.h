@@ -126,14 +126,8 @@ void unproject_tile(const UnprojectArgs<T>& args, int64_t tile, T* weights, T* p
   for_each_contributor(f, tile, at, rows, weights,
                        [&](int64_t entry, int32_t, uint32_t hit_rows, const T* w) {
                          T* slot = slots + (entry - begin) * stride;
-                         Lanes<T> mass(T(0));
-                         int hits = 0;
-                         for (uint32_t bits = hit_rows; bits; bits &= bits - 1) {
-                           const Lanes<T> row = Lanes<T>::load(w + __builtin_ctz(bits) * kLanes);
-                           mass = mass + row;
-                           hits += __builtin_popcount((row > Lanes<T>(T(0))).bits());
-                         }
-                         slot[0] = mass.sum();
+                         int32_t hits;
+                         slot[0] = mass_and_hits(hit_rows, w, hits);
                          slot[1] = T(hits);
                          values.add(hit_rows, w, args.count, slot + kSlotHead);
                        });

@@ -61,4 +61,17 @@ void for_each_contributor(const CompositeArgs<T>& args, int64_t tile, const Tile
   }
 }
 
+// Sum and number of a Gaussian's weights in a tile, as for_each_contributor hands them over.
+template <class T>
+PYEXT_INLINE T mass_and_hits(uint32_t rows, const T* weights, int32_t& hits) {
+  Lanes<T> mass(T(0));
+  hits = 0;
+  for (; rows; rows &= rows - 1) {
+    const Lanes<T> row = Lanes<T>::load(weights + __builtin_ctz(rows) * kLanes);
+    mass = mass + row;
+    hits += __builtin_popcount((row > Lanes<T>(T(0))).bits());
+  }
+  return mass.sum();
+}
+
 }  // namespace pyext::PYEXT_ISA

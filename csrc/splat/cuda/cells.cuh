@@ -6,6 +6,7 @@
 #pragma once
 
 #include "splat/cuda/bin.cuh"
+#include "splat/cuda/unproject.cuh"
 #include "splat/cuda/weights.cuh"
 
 namespace pyext::splat::cuda {
@@ -133,8 +134,22 @@ inline int64_t accumulate(const Context& context, const int64_t* in, int64_t* ou
   return total;
 }
 
+// Sum and number of each Gaussian's weights: lifting no channels.
+inline void mass_and_hits(const CellsArgs<float>& args, const Context& context) {
+  UnprojectArgs<float> nothing{};
+  nothing.forward = args.forward;
+  nothing.order = args.order;
+  nothing.starts = args.starts;
+  nothing.entries_of = args.entries_of;
+  nothing.mask = args.mask;
+  nothing.mass = args.mass;
+  nothing.hits = args.hits;
+  unproject(nothing, context);
+}
+
 inline void cells(const CellsArgs<float>& args, const Context& context) {
   const CompositeArgs<float>& f = args.forward;
+  if (args.mass) mass_and_hits(args, context);
   const auto stream = cudaStream_t(context.stream);
   const MatrixShape shape = matrix_shape(args);
   auto* counts = scratch_array<int64_t>(context, f.entries);

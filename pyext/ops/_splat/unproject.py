@@ -31,7 +31,9 @@ def _matrix(like: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("pyext::splat_unproject_cells")
 def _(means2d, *_rest):  # type: ignore[no-untyped-def]
-    return _matrix(means2d, means2d.shape[1])
+    gaussians = (means2d.shape[0], means2d.shape[1])
+    mass, hits = means2d.new_empty(gaussians), means2d.new_empty(gaussians, dtype=torch.int32)
+    return *_matrix(means2d, means2d.shape[1]), mass, hits
 
 
 @torch.library.register_fake("pyext::splat_render_cells")
