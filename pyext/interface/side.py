@@ -37,7 +37,7 @@ class Projected(NamedTuple):
 
 
 def make_project(op: Callable[..., Any]) -> Callable[..., Projected]:
-    """`project` over an op with the signature of ``pyext::side_project``."""
+    """`project` over an op with the signature of `side_project`."""
 
     def project(
         x: Sequence[Tensor],
@@ -100,7 +100,7 @@ def make_project(op: Callable[..., Any]) -> Callable[..., Projected]:
 
 
 def make_project_gated(op: Callable[..., Any]) -> Callable[..., Tensor]:
-    """`project_gated` over an op with the signature of ``pyext::side_project_gated``."""
+    """`project_gated` over an op with the signature of `side_project_gated`."""
 
     def project_gated(
         x: Sequence[Tensor],

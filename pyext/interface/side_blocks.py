@@ -38,7 +38,7 @@ class Down(NamedTuple):
 
 
 class GatedDown(NamedTuple):
-    """SHERL's gated down-projections: see `pyext.ops.side.project_gated`."""
+    """SHERL's gated down-projections: see `pyext.reference.side.project_gated`."""
 
     w1: Sequence[Tensor]  # K of [d, D_k]
     b1: Sequence[Tensor]
@@ -156,7 +156,7 @@ def _check_guide(guide: Guide, d: int, batch: int, like: Tensor) -> None:
 
 
 def make_unipt_block(op: Callable[..., Any]) -> Callable[..., UniptOutput]:
-    """`unipt_block` over an op with the signature of ``pyext::side_unipt_block``."""
+    """`unipt_block` over an op with the signature of `side_unipt_block`."""
 
     def unipt_block(
         x: Sequence[Tensor],
@@ -257,7 +257,7 @@ def make_unipt_block(op: Callable[..., Any]) -> Callable[..., UniptOutput]:
 
 
 def make_sherl_block(op: Callable[..., Any]) -> Callable[..., SherlOutput]:
-    """`sherl_block` over an op with the signature of ``pyext::side_sherl_block``."""
+    """`sherl_block` over an op with the signature of `side_sherl_block`."""
 
     def sherl_block(
         x: Sequence[Tensor],

@@ -40,7 +40,7 @@ def _sums(tensor: Tensor) -> torch.dtype:
 
 
 def make_confidence(op: Callable[..., Any]) -> Callable[..., Tensor]:
-    """`confidence` over an op with the signature of ``pyext::side_confidence``."""
+    """`confidence` over an op with the signature of `side_confidence`."""
 
     def confidence(
         pool_q: Tensor, pool: Tensor, a: Tensor | None, c: Tensor | None, w: Tensor, b: Tensor
@@ -77,7 +77,7 @@ def make_confidence(op: Callable[..., Any]) -> Callable[..., Tensor]:
 
 
 def make_relu_attend(op: Callable[..., Any]) -> Callable[..., Attended]:
-    """`relu_attend` over an op with the signature of ``pyext::side_relu_attend``."""
+    """`relu_attend` over an op with the signature of `side_relu_attend`."""
 
     def relu_attend(
         q: Tensor,
@@ -158,7 +158,7 @@ def make_relu_attend(op: Callable[..., Any]) -> Callable[..., Attended]:
 
 
 def make_antired(op: Callable[..., Any]) -> Callable[..., Merged]:
-    """`antired` over an op with the signature of ``pyext::side_antired``."""
+    """`antired` over an op with the signature of `side_antired`."""
 
     def antired(
         g: Tensor,

@@ -19,7 +19,7 @@ from pyext.interface.side_checks import (
 
 
 def make_up(op: Callable[..., Any]) -> Callable[..., Tensor]:
-    """`up` over an op with the signature of ``pyext::side_up``."""
+    """`up` over an op with the signature of `side_up`."""
 
     def up(
         x: Tensor,
@@ -98,7 +98,7 @@ def _check_map(x: Tensor) -> None:
 
 
 def make_guided_pool(op: Callable[..., Any]) -> Callable[..., Tensor]:
-    """`guided_pool` over an op with the signature of ``pyext::side_guided_pool``."""
+    """`guided_pool` over an op with the signature of `side_guided_pool`."""
 
     def guided_pool(x: Tensor, guide: Tensor, *, eps: float = 1e-8) -> Tensor:
         """Pool r x r windows of a map: its mean, plus a mean that a guide weighs.
@@ -131,7 +131,7 @@ def make_guided_pool(op: Callable[..., Any]) -> Callable[..., Tensor]:
 
 
 def make_maxavg_pool(op: Callable[..., Any]) -> Callable[..., Tensor]:
-    """`maxavg_pool` over an op with the signature of ``pyext::side_maxavg_pool``."""
+    """`maxavg_pool` over an op with the signature of `side_maxavg_pool`."""
 
     def maxavg_pool(x: Tensor, r: int) -> Tensor:
         """Maximum plus mean of r x r windows: SHERL's pooling of a frozen map.

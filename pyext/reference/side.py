@@ -1,7 +1,7 @@
 """Fused side networks in plain PyTorch; gradients come from autograd.
 
-The functions of ``pyext.ops.side`` over the references of its ops. Any float dtype, any device;
-half precision is computed in float32 and rounded where the compiled ops store it.
+What UniPT, SHERL and their kin are made of. Any float dtype, any device; half precision is computed
+in float32, and rounded where a layer's result is stored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Mixing taps across tokens, in plain PyTorch.
 
-The functions have the signatures of the torch ops ``pyext::side_confidence`` and
-``side_relu_attend``.
+Signatures are such as a torch op can have: plain lists, empty where a parameter is absent.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pyext.reference.side_project import affine, sequences, widen
 def side_confidence(
     pool_q: Tensor, pool: Tensor, a: Tensor | None, c: Tensor | None, w: Tensor, b: Tensor
 ) -> Tensor:
-    """alpha [B, K']: see `pyext.ops.side.confidence`."""
+    """alpha [B, K']: see `pyext.reference.side.confidence`."""
     features = affine(pool.unsqueeze(2), a, c).squeeze(2)
     return ((widen(pool_q).unsqueeze(1) * features) @ widen(w) + widen(b)).softmax(-1)
 
@@ -75,7 +74,7 @@ def side_relu_attend(
     causal: bool,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """z and rowsum [B, K', M]: see `pyext.ops.side.relu_attend`."""
+    """z and rowsum [B, K', M]: see `pyext.reference.side.relu_attend`."""
     queries = widen(q).unsqueeze(1) if q.dim() == 3 else widen(q)
     features = affine(h, a, c)
     constants = (rho, base_index, base_scale, eps, eps_mode, causal)

@@ -1,7 +1,6 @@
 """Whole side networks in plain PyTorch: the other references, chained.
 
-The functions have the signatures of the torch ops ``pyext::side_unipt_block`` and
-``side_sherl_block``; of what those return, y and the taps' weights.
+Signatures are such as a torch op can have: plain lists, empty where a parameter is absent.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def side_unipt_block(
     up_post_act: str,
     up_eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """y and alpha: see `pyext.ops.side.unipt_block`."""
+    """y and alpha: see `pyext.reference.side.unipt_block`."""
     _check_tokens(mask, cu_seqlens)
     packed = cu_seqlens is not None
     h, _, _, pool = side_project(
@@ -152,7 +151,7 @@ def side_sherl_block(
     dropout_p: float,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """y and beta: see `pyext.ops.side.sherl_block`."""
+    """y and beta: see `pyext.reference.side.sherl_block`."""
     if w2:
         h = side_project_gated(x, w, bias, w2, b2, w3, b3, "token")[0]
     else:

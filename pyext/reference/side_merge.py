@@ -25,7 +25,7 @@ def side_antired(
     eps_l2: float,
     add_guide: bool,
 ) -> tuple[Tensor, Tensor]:
-    """z [B, N, d] and beta [B, N, K']: see `pyext.ops.side.antired`."""
+    """z [B, N, d] and beta [B, N, K']: see `pyext.reference.side.antired`."""
     f = affine(h, a, c).transpose(1, 2)
     guide = widen(g).unsqueeze(2)
     square = f.square().sum(-1, keepdim=True)
@@ -75,7 +75,7 @@ def side_up(
     dropout_p: float,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [..., E], and what the backward of the compiled op keeps: see `pyext.ops.side.up`."""
+    """y [..., E], and what a fused backward keeps (1 / sigma, the normalised): see `pyext.reference.side.up`."""
     y = ACTIVATIONS[pre_act](widen(x)) @ widen(w).T
     if bias is not None:
         y = y + widen(bias)

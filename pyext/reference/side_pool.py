@@ -1,7 +1,6 @@
 """Pooling feature maps of convolutional stages to tokens, in plain PyTorch.
 
-The functions have the signatures of the torch ops ``pyext::side_guided_pool`` and
-``side_maxavg_pool``.
+Signatures are such as a torch op can have: plain lists, empty where a parameter is absent.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ def _windows(x: Tensor, r: int) -> Tensor:
 
 
 def side_guided_pool(x: Tensor, guide: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """y [B, h w, C] and score [B, H, W]: see `pyext.ops.side.guided_pool`."""
+    """y [B, h w, C] and score [B, H, W]: see `pyext.reference.side.guided_pool`."""
     r = x.shape[2] // guide.shape[2]
     windows = _windows(widen(x), r)
     score = (windows * widen(guide).unsqueeze(-1)).sum(1)
@@ -34,7 +33,7 @@ def side_guided_pool(x: Tensor, guide: Tensor, eps: float) -> tuple[Tensor, Tens
 
 
 def side_maxavg_pool(x: Tensor, r: int) -> Tensor:
-    """y [B, h w, C]: see `pyext.ops.side.maxavg_pool`."""
+    """y [B, h w, C]: see `pyext.reference.side.maxavg_pool`."""
     windows = _windows(widen(x), r)
     y = windows.amax(-1) + windows.mean(-1)
     return y.flatten(2).transpose(1, 2).contiguous().to(x.dtype)

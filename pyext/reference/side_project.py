@@ -1,7 +1,6 @@
 """Projections of frozen hidden states to a small width, in plain PyTorch.
 
-The functions have the signatures of the torch ops ``pyext::side_project`` and
-``side_project_gated``. Any float dtype, any device; half precision is computed in float32.
+Signatures are such as a torch op can have: plain lists, empty where a parameter is absent. Any float dtype, any device; half precision is computed in float32.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def side_project(
     layout: str,
     pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h [B, K, N, d], stat0, stat1, pool [B, K, d]: see `pyext.ops.side.project`."""
+    """h [B, K, N, d], stat0, stat1, pool [B, K, d]: see `pyext.reference.side.project`."""
     if cu_seqlens is not None:
         x = [tap.unsqueeze(0) for tap in x]
     taps = []
@@ -100,7 +99,7 @@ def side_project_gated(
     b3: list[Tensor],
     layout: str,
 ) -> tuple[Tensor, Tensor]:
-    """f and hid [B, K, N, d]: see `pyext.ops.side.project_gated`."""
+    """f and hid [B, K, N, d]: see `pyext.reference.side.project_gated`."""
     gated, hidden = [], []
     for k, tap in enumerate(x):
         h = F.relu(widen(tap) @ widen(w1[k]).T + widen(b1[k]))
