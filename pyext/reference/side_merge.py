@@ -1,6 +1,6 @@
 """Mixing taps inside a token, and the tail, in plain PyTorch.
 
-The functions have the signatures of the torch ops ``pyext::side_antired`` and ``side_up``.
+Signatures are such as a torch op can have: plain lists, empty where a parameter is absent.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def side_up(
     dropout_p: float,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [..., E], and what a fused backward keeps (1 / sigma, the normalised): see `pyext.reference.side.up`."""
+    """y [..., E], 1 / sigma and the normalised: see `pyext.reference.side.up`."""
     y = ACTIVATIONS[pre_act](widen(x)) @ widen(w).T
     if bias is not None:
         y = y + widen(bias)

@@ -1,6 +1,7 @@
 """Projections of frozen hidden states to a small width, in plain PyTorch.
 
-Signatures are such as a torch op can have: plain lists, empty where a parameter is absent. Any float dtype, any device; half precision is computed in float32.
+Signatures are such as a torch op can have: plain lists, empty where a parameter is absent.
+Any float dtype, any device; half precision is computed in float32.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def test_causal_rows_see_no_later_key():
 
 @pytest.mark.parametrize("copies", [1, 2, 5, 10])
 def test_copies_of_a_tap_share_half_the_weight(copies):
-    """SHERL's redundancy: with n equal taps and one orthogonal, all as relevant, that one gets 1/2."""
+    """SHERL's redundancy: of n equal taps and one orthogonal, all as relevant, that one has 1/2."""
     same, other = torch.eye(2, d, dtype=torch.float64)
     h = torch.stack([same] * copies + [other])[None, :, None]
     guide = (same + other)[None, None]
