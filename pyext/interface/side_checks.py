@@ -1,0 +1,127 @@
+"""Checks that the functions of the family ``side`` share: one error, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("none", "relu", "gelu", "quick_gelu")
+NORMS = ("none", "layer", "batch")
+LAYOUTS = ("layer", "token")
+EPS_MODES = ("add", "clamp")
+STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"{name}: expected one of {known}, got {value!r}")
+
+
+def check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}: expected a positive number, got {value}")
+
+
+def check_storage(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in STORAGE:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in STORAGE)
+        raise TypeError(f"{name}: expected dtype {known}, got {tensor.dtype}")
+
+
+def _fits(tensor: Tensor, shape: Sequence[int | str]) -> bool:
+    sizes = zip(tensor.shape, shape, strict=False)
+    return tensor.dim() == len(shape) and all(isinstance(s, str) or n == s for n, s in sizes)
+
+
+def check_tensor(
+    name: str,
+    tensor: Tensor | None,
+    shape: Sequence[int | str],
+    like: Tensor,
+    dtypes: Sequence[torch.dtype] | None = None,
+) -> None:
+    """Refuse another shape (a letter stands for any size), device or dtype; None passes.
+
+    ``dtypes``: those allowed; by default that of ``like``.
+    """
+    if tensor is None:
+        return
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if not _fits(tensor, shape):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"{name}: expected shape [{wanted}], got {list(tensor.shape)}")
+    if tensor.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device}, got {tensor.device}")
+    allowed = (like.dtype,) if dtypes is None else tuple(dtypes)
+    if tensor.dtype not in allowed:
+        known = " or ".join(str(dtype) for dtype in allowed)
+        raise TypeError(f"{name}: expected dtype {known}, got {tensor.dtype}")
+
+
+def check_parameter(
+    name: str, tensor: Tensor | None, shape: Sequence[int | str], like: Tensor
+) -> None:
+    """The same for small parameters, which may be wider than the activations."""
+    check_tensor(name, tensor, shape, like, (like.dtype, torch.float32))
+
+
+def check_taps(x: Sequence[Tensor], w: Sequence[Tensor], names: str, packed: bool) -> None:
+    """Taps [B, N, D_k], or packed [T, D_k], beside weights [d, D_k]."""
+    if len(x) == 0:
+        raise ValueError("x: expected at least one tap, got none")
+    if len(w) != len(x):
+        raise ValueError(f"{names}: expected {len(x)} tensors, one a tap, got {len(w)}")
+    first = x[0]
+    for k, (tap, weight) in enumerate(zip(x, w, strict=True)):
+        check_storage(f"x[{k}]", tap)
+        check_storage(f"{names}[{k}]", weight)
+        lead = "[T" if packed else "[B, N"
+        if tap.dim() != (2 if packed else 3) or weight.dim() != 2:
+            raise ValueError(
+                f"tap {k} is {list(tap.shape)} and {names}[{k}] is {list(weight.shape)}, "
+                f"expected {lead}, D_k] and [d, D_k]"
+            )
+        if tap.shape[-1] != weight.shape[1]:
+            raise ValueError(
+                f"tap {k} is {list(tap.shape)}, expected {lead}, {weight.shape[1]}] "
+                f"for {names}[{k}] {list(weight.shape)}"
+            )
+        if tap.shape[-2] != first.shape[-2]:
+            raise ValueError(
+                f"tap {k} has {tap.shape[-2]} tokens, expected {first.shape[-2]}; pool it first"
+            )
+        check_tensor(f"x[{k}]", tap, [*first.shape[:-1], "D"], first)
+        check_tensor(f"{names}[{k}]", weight, [w[0].shape[0], tap.shape[-1]], first)
+
+
+def check_list(
+    name: str, tensors: Sequence[Tensor], count: int, shape: Sequence[int], like: Tensor
+) -> None:
+    """A tensor a tap, or none at all."""
+    if len(tensors) not in (0, count):
+        raise ValueError(f"{name}: expected {count} tensors or none, got {len(tensors)}")
+    for k, tensor in enumerate(tensors):
+        check_tensor(f"{name}[{k}]", tensor, shape, like)
+
+
+def check_sequences(
+    mask: Tensor | None, cu_seqlens: Tensor | None, batch: int, tokens: int, like: Tensor
+) -> None:
+    """Mask [B, N] bool, or the ends [B + 1] int32 of packed sequences."""
+    if mask is not None and cu_seqlens is not None:
+        raise ValueError("mask: a packed input has none; leave it out or cu_seqlens")
+    check_tensor("mask", mask, [batch, tokens], like, (torch.bool,))
+    check_tensor("cu_seqlens", cu_seqlens, ["B + 1"], like, (torch.int32,))
+    if cu_seqlens is not None and cu_seqlens.shape[0] < 2:
+        raise ValueError("cu_seqlens: expected the ends of at least one sequence, got none")
+
+
+def check_affine(a: Tensor | None, c: Tensor | None, taps: int, d: int, like: Tensor) -> None:
+    check_parameter("a", a, [taps, d], like)
+    check_parameter("c", c, [taps, d], like)
