@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Work
-from pyext.interface.splat_dialects import DIALECTS
+from pyext.interface.splat_dialects import ALPHA_MIN, DIALECTS, TRANSMITTANCE_MIN
 from pyext.interface.splat_lists import TILE
-from pyext.reference.splat import ALPHA_MIN, TRANSMITTANCE_MIN
 
 FLOAT = 4  # bytes
 EXPONENT_OPS = 26  # per pixel of a row: the quadratic 5, exp 13, alpha and T 3, comparisons 5

@@ -20,6 +20,7 @@ from pyext.interface.side_checks import (
     LAYOUTS,
     NORMS,
     check_choice,
+    check_gate_lists,
     check_list,
     check_positive,
     check_sequences,
@@ -61,8 +62,7 @@ def make_project(op: Callable[..., Any]) -> Callable[..., Projected]:
 
         Args:
             x: K tensors [B, N, D_k], or [T, D_k] with ``cu_seqlens``; float32, bfloat16, float16 or
-                float64. Channel-major strides are read as they are. They get a gradient only if
-                they require one.
+                float64. They get a gradient only if they require one.
             w: K tensors [d, D_k]. bias: K tensors [d], or none at all. In the taps' dtype.
             pre_act, post_act: "none", "relu", "gelu" or "quick_gelu"; ``post_act`` only without a
                 norm.
@@ -131,14 +131,7 @@ def make_project_gated(op: Callable[..., Any]) -> Callable[..., Tensor]:
         """
         check_choice("layout", layout, LAYOUTS)
         check_taps(x, w1, "w1", packed=False)
-        d = w1[0].shape[0]
-        shapes = {"b1": [d], "w2": [d, d], "b2": [d], "w3": [d, d], "b3": [d]}
-        for (name, shape), tensors in zip(shapes.items(), (b1, w2, b2, w3, b3), strict=True):
-            if len(tensors) != len(x):
-                raise ValueError(
-                    f"{name}: expected {len(x)} tensors, one a tap, got {len(tensors)}"
-                )
-            check_list(name, tensors, len(x), shape, x[0])
+        check_gate_lists("", len(x), w1[0].shape[0], x[0], b1, w2, b2, w3, b3)
         lists = (list(given) for given in (x, w1, b1, w2, b2, w3, b3))
         f: Tensor = op(*lists, layout)[0]
         return f

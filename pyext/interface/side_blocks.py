@@ -16,6 +16,7 @@ from pyext.interface.side_checks import (
     EPS_MODES,
     check_affine,
     check_choice,
+    check_gate_lists,
     check_list,
     check_parameter,
     check_positive,
@@ -183,9 +184,6 @@ def make_unipt_block(op: Callable[..., Any]) -> Callable[..., UniptOutput]:
         ``up``. Diao et al. 2024, "UniPT: Universal Parallel Tuning for Transfer Learning with
         Efficient Parameter and Memory", steps 1 to 4. Not causal.
 
-        Kept for the backward are the normalised activations, their 1 / sigma, the row sums, the
-        weights and pools, and what the tail needs; no score, no product, no tap's own result.
-
         Args:
             x: K tensors [B, N, D_k], or [T, D_k] with ``cu_seqlens``; in one dtype with all
                 matrices and biases of matrices. A tap gets a gradient only if it requires one.
@@ -308,16 +306,9 @@ def make_sherl_block(op: Callable[..., Any]) -> Callable[..., SherlOutput]:
         else:
             check_taps(x, down.w1, "down.w1", packed=False)
             d = down.w1[0].shape[0]
-            shapes = {"b1": [d], "w2": [d, d], "b2": [d], "w3": [d, d], "b3": [d]}
-            for name, shape in shapes.items():
-                tensors = getattr(down, name)
-                if len(tensors) != len(x):
-                    raise ValueError(
-                        f"down.{name}: expected {len(x)} tensors, one a tap, got {len(tensors)}"
-                    )
-                check_list(f"down.{name}", tensors, len(x), shape, like)
-            plain = Down(down.w1, down.b1)
             inner = (down.w2, down.b2, down.w3, down.b3)
+            check_gate_lists("down.", len(x), d, like, down.b1, *inner)
+            plain = Down(down.w1, down.b1)
         _check_gate(gate, d, like)
         if proj is not None:
             _check_proj(proj, d, like)

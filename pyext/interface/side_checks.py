@@ -110,6 +110,27 @@ def check_list(
         check_tensor(f"{name}[{k}]", tensor, shape, like)
 
 
+def check_gate_lists(
+    prefix: str,
+    taps: int,
+    d: int,
+    like: Tensor,
+    b1: Sequence[Tensor],
+    w2: Sequence[Tensor],
+    b2: Sequence[Tensor],
+    w3: Sequence[Tensor],
+    b3: Sequence[Tensor],
+) -> None:
+    """What a gated projection has behind its first matrices: a tensor a tap, each."""
+    lists = {"b1": (b1, [d]), "w2": (w2, [d, d]), "b2": (b2, [d]), "w3": (w3, [d, d])}
+    for name, (tensors, shape) in (lists | {"b3": (b3, [d])}).items():
+        if len(tensors) != taps:
+            raise ValueError(
+                f"{prefix}{name}: expected {taps} tensors, one a tap, got {len(tensors)}"
+            )
+        check_list(f"{prefix}{name}", tensors, taps, shape, like)
+
+
 def check_sequences(
     mask: Tensor | None, cu_seqlens: Tensor | None, batch: int, tokens: int, like: Tensor
 ) -> None:

@@ -181,7 +181,7 @@ def make_antired(op: Callable[..., Any]) -> Callable[..., Merged]:
 
         Args:
             g: [B, N, d], or [B, 1, d] for all tokens.
-            h: [B, K', N, d], the dtype of g; read fastest in the layout "token".
+            h: [B, K', N, d], the dtype of g.
             a, c: [K', d] or None: the affine of h.
             w: [d]. b: [1].
             add_guide: whether z has g added.

@@ -107,7 +107,7 @@ def make_guided_pool(op: Callable[..., Any]) -> Callable[..., Tensor]:
         ``A_p = ReLU(sum_c guide_c x_cp)``: step 5 of UniPT.
 
         Args:
-            x: [B, C, H, W], H = r h and W = r w; NCHW or channels-last strides.
+            x: [B, C, H, W], H = r h and W = r w.
             guide: [B, C, h, w] in the dtype of x.
 
         Returns:
@@ -137,7 +137,7 @@ def make_maxavg_pool(op: Callable[..., Any]) -> Callable[..., Tensor]:
         """Maximum plus mean of r x r windows: SHERL's pooling of a frozen map.
 
         Args:
-            x: [B, C, H, W]; NCHW or channels-last strides. It gets no gradient.
+            x: [B, C, H, W]. It gets no gradient.
             r: side of a window; divides H and W.
 
         Returns:

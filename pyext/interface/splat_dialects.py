@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# What all of them share: what counts, and when a pixel ends.
+ALPHA_MIN = 1 / 255
+TRANSMITTANCE_MIN = 1e-4
+
 
 class Dialect(NamedTuple):
     """The choices of one rasterizer."""

@@ -20,44 +20,6 @@ def side_confidence(
     return ((widen(pool_q).unsqueeze(1) * features) @ widen(w) + widen(b)).softmax(-1)
 
 
-def _attend(
-    q: Tensor,
-    features: Tensor,
-    mask: Tensor | None,
-    alpha: Tensor | None,
-    score_bias: Tensor | None,
-    rho: float,
-    base_index: Tensor | None,
-    base_scale: Tensor | None,
-    eps: float,
-    eps_mode: str,
-    causal: bool,
-) -> tuple[Tensor, Tensor]:
-    """Of q [B, K' or 1, M, d] and features [B, K', N, d]."""
-    scores = q @ features.mT
-    if score_bias is not None:
-        scores = scores + widen(score_bias)[:, None, None]
-    if mask is not None:
-        scores = scores * mask.to(scores.dtype)[:, None, None, :]
-    weights = F.relu(scores)
-    if causal:
-        weights = weights.tril()
-    rowsum = weights.sum(-1)
-    divisor = rowsum + eps if eps_mode == "add" else rowsum.clamp(min=eps)
-    mixed = (weights / divisor.unsqueeze(-1)) @ features
-    if rho:
-        mixed = mixed + rho * features
-    if base_index is not None:
-        samples = torch.arange(len(base_index), device=q.device)
-        base = features[samples, :, base_index]
-        if base_scale is not None:
-            base = base * widen(base_scale)[:, None]
-        mixed = mixed + base.unsqueeze(2)
-    if alpha is not None:
-        mixed = (mixed * widen(alpha)[:, :, None, None]).sum(1)
-    return mixed, rowsum
-
-
 def side_relu_attend(
     q: Tensor,
     h: Tensor,
@@ -75,18 +37,34 @@ def side_relu_attend(
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """z and rowsum [B, K', M]: see `pyext.reference.side.relu_attend`."""
+    if cu_seqlens is not None:
+        parts = []
+        for i, s in enumerate(sequences(cu_seqlens)):
+            own_alpha, own_base = (None if x is None else x[i : i + 1] for x in (alpha, base_index))
+            one = (q[..., s, :], h[:, :, s], a, c, None, own_alpha, score_bias, rho, own_base)
+            parts.append(side_relu_attend(*one, base_scale, eps, eps_mode, causal, None))
+        zs, sums = zip(*parts, strict=True)
+        return torch.cat(zs, -2), torch.cat(sums, -1)
     queries = widen(q).unsqueeze(1) if q.dim() == 3 else widen(q)
     features = affine(h, a, c)
-    constants = (rho, base_index, base_scale, eps, eps_mode, causal)
-    if cu_seqlens is None:
-        z, rowsum = _attend(queries, features, mask, alpha, score_bias, *constants)
-        return z.to(q.dtype), rowsum.detach()
-    parts = []
-    for i, s in enumerate(sequences(cu_seqlens)):
-        one = slice(i, i + 1)
-        at = None if base_index is None else base_index[one]
-        weights = None if alpha is None else alpha[one]
-        part = (rho, at, base_scale, eps, eps_mode, causal)
-        parts.append(_attend(queries[:, :, s], features[:, :, s], None, weights, score_bias, *part))
-    z = torch.cat([part[0] for part in parts], -2)
-    return z.to(q.dtype), torch.cat([part[1] for part in parts], -1).detach()
+    scores = queries @ features.mT
+    if score_bias is not None:
+        scores = scores + widen(score_bias)[:, None, None]
+    if mask is not None:
+        scores = scores * mask.to(scores.dtype)[:, None, None, :]
+    weight = F.relu(scores)
+    if causal:
+        weight = weight.tril()
+    rowsum = weight.sum(-1)
+    divisor = rowsum + eps if eps_mode == "add" else rowsum.clamp(min=eps)
+    mixed = (weight / divisor.unsqueeze(-1)) @ features
+    if rho:
+        mixed = mixed + rho * features
+    if base_index is not None:
+        base = features[torch.arange(len(base_index), device=q.device), :, base_index]
+        if base_scale is not None:
+            base = base * widen(base_scale)[:, None]
+        mixed = mixed + base.unsqueeze(2)
+    if alpha is not None:
+        mixed = (mixed * widen(alpha)[:, :, None, None]).sum(1)
+    return mixed.to(q.dtype), rowsum.detach()

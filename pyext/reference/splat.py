@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyext.interface.splat import make_rasterization
+from pyext.interface.splat_dialects import ALPHA_MIN, TRANSMITTANCE_MIN
 from pyext.interface.splat_lists import TILE
 from pyext.interface.splat_stages import Stages, rotation_matrix
 from pyext.interface.splat_unproject import (
@@ -26,8 +27,6 @@ from pyext.interface.splat_unproject import (
 from pyext.reference import splat_unproject
 from pyext.reference.splat_sh import sh
 
-ALPHA_MIN = 1 / 255
-TRANSMITTANCE_MIN = 1e-4
 EXTENT_MAX = 3.33  # sigmas
 CIRCLE_EXTENT = 3.0  # sigmas
 CIRCLE_FLOOR = 0.1  # least square of the half difference of variances, pixels^4

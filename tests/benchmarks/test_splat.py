@@ -8,8 +8,8 @@ import torch
 from benchmarks import splat, splat_work
 from benchmarks.harness import Row, Timing, Work
 from benchmarks.scenes import surfaces
+from pyext.interface.splat_dialects import ALPHA_MIN, TRANSMITTANCE_MIN
 from pyext.ops.splat import rasterization
-from pyext.reference.splat import ALPHA_MIN, TRANSMITTANCE_MIN
 
 
 def arguments(scene):

@@ -145,3 +145,63 @@ def test_errors_name_what_is_wrong():
         side.relu_attend(random(B, 1, d), random(B, K, N, d), rho=1.0)
     with pytest.raises(ValueError, match="not an integer multiple of the guide grid"):
         side.guided_pool(random(B, 3, 7, 8), random(B, 3, 2, 2))
+
+
+def test_packed_attention_is_that_of_each_sequence():
+    q, h, alpha = random(1, 9, d), random(1, K, 9, d), random(2, K).softmax(-1)
+    base, scale = torch.tensor([3, 0]), random(K)
+    ends = torch.tensor([0, 4, 9], dtype=torch.int32)
+    options = {"rho": 1.0, "base_scale": scale, "eps": 1e-3, "eps_mode": "clamp"}
+    whole = side.relu_attend(q, h, alpha=alpha, base_index=base, cu_seqlens=ends, **options)
+    for i, s in enumerate((slice(0, 4), slice(4, 9))):
+        own = {"alpha": alpha[i, None], "base_index": base[i, None], **options}
+        z, rowsum = side.relu_attend(q[:, s], h[:, :, s], **own)
+        torch.testing.assert_close(whole.z[:, s], z)
+        torch.testing.assert_close(whole.rowsum[:, :, s], rowsum)
+
+
+def test_statistics_over_a_batch_are_those_of_the_tokens_that_count():
+    mask = torch.tensor([[True] * N, [True, False, True, True, False]])
+    w = [random(d, D, seed=k) for k in range(K)]
+    h, total, squares, pool = side.project(taps(), w, norm="batch", mask=mask, pool=True)
+    for k in range(K):
+        counted = torch.cat([h[0, k], h[1, k][mask[1]]])
+        torch.testing.assert_close(total[k], counted.sum(0))
+        torch.testing.assert_close(squares[k], counted.square().sum(0))
+        torch.testing.assert_close(pool[1, k], h[1, k][mask[1]].mean(0))
+
+
+@pytest.mark.parametrize("layout, order", [("layer", (0, 1, 2, 3)), ("token", (0, 2, 1, 3))])
+def test_layouts_differ_in_memory_alone(layout, order):
+    w = [random(d, D, seed=k) for k in range(K)]
+    h = side.project(taps(), w, layout=layout).h
+    assert h.permute(order).is_contiguous()
+    torch.testing.assert_close(h, torch.stack([x @ m.T for x, m in zip(taps(), w, strict=True)], 1))
+
+
+def test_dropout_depends_on_the_seed_alone_and_keeps_the_mean():
+    x = torch.ones(200, 50)
+    first, again, other = (side.up(x, torch.eye(50), dropout_p=0.3, seed=s) for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    # The share of 10,000 kept ones: five deviations of a binomial.
+    assert (first > 0).float().mean().item() == pytest.approx(0.7, abs=5 * (0.21 / 1e4) ** 0.5)
+
+
+def test_up_is_a_norm_between_activations_and_a_residual():
+    x, residual, scale = random(B, N, d), random(B, N, E), torch.tensor([0.3], dtype=torch.float64)
+    gamma, beta = random(E, seed=5), random(E, seed=6)
+    y = side.up(x, UP.w.detach(), UP.b, pre_act="relu", post_act="quick_gelu", gamma=gamma,
+                beta=beta, residual=residual, res_scale=scale, out_scale=1 - scale)  # fmt: skip
+    normed = F.layer_norm(F.relu(x) @ UP.w.detach().T + UP.b, [E], gamma, beta)
+    want = (1 - scale) * normed * torch.sigmoid(1.702 * normed) + scale * residual
+    torch.testing.assert_close(y, want)
+
+
+def test_lists_of_a_gate_are_checked_one_by_one():
+    w, square, bias = ([random(*shape)] * K for shape in ((d, D), (d, d), (d,)))
+    with pytest.raises(ValueError, match=r"^b3: expected 3 tensors, one a tap, got 2$"):
+        side.project_gated(taps(), w, bias, square, bias, square, bias[:2])
+    down = GatedDown(w, bias, [*square[:2], w[0]], bias, square, bias)
+    with pytest.raises(ValueError, match=r"^down.w2\[2\]: expected shape \[4, 4\], got \[4, 7\]$"):
+        side.sherl_block(taps(), down, GATE, UP)

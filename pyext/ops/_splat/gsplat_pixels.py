@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyext.interface.splat_checks import check_supported
+from pyext.interface.splat_dialects import ALPHA_MIN, DIALECTS, TRANSMITTANCE_MIN
 from pyext.interface.splat_lists import (
     TILE,
     check_ids,
@@ -20,7 +21,7 @@ from pyext.interface.splat_meta import keep_absgrad
 from pyext.ops._splat.gsplat_names import flat, packed_rows
 
 _ops = torch.ops.pyext
-_ALPHA_MAX, _ALPHA_MIN, _TRANSMITTANCE_MIN = 0.999, 1 / 255, 1e-4
+_ALPHA_MAX = DIALECTS["gsplat-1.5"].alpha_max
 _BATCH = TILE * TILE  # Gaussians of a tile that gsplat's ranges count as one
 _CHUNK = 1 << 19  # pairs of a pixel and a Gaussian looked at together
 
@@ -212,10 +213,10 @@ def rasterize_to_indices_in_range(
         dy = (v - (y[..., None] + 0.5))[:, :, None]  # [t, 16, 1, longest]
         sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
         alpha = (peaks[members][:, None, None] * torch.exp(-sigma)).clamp(max=_ALPHA_MAX)
-        alpha = torch.where((sigma >= 0) & (alpha >= _ALPHA_MIN) & listed[:, None, None], alpha, 0)
+        alpha = torch.where((sigma >= 0) & (alpha >= ALPHA_MIN) & listed[:, None, None], alpha, 0)
         # What remains never rises: what is kept is a prefix, as if taken one by one.
         remains = left[tiles, ..., None] * torch.cumprod(1 - alpha, -1)
-        t, i, j, k = ((remains > _TRANSMITTANCE_MIN) & (alpha > 0)).nonzero().unbind(-1)
+        t, i, j, k = ((remains > TRANSMITTANCE_MIN) & (alpha > 0)).nonzero().unbind(-1)
         image = tiles[t] // (tiles_x * tiles_y)
         place = (image * image_height + y[t, i]) * image_width + x[t, j]
         found.append((members[t, k] % N, place))
