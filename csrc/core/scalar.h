@@ -16,6 +16,8 @@ PYEXT_HD float vsqrt(float x) { return ::sqrtf(x); }
 PYEXT_HD double vsqrt(double x) { return ::sqrt(x); }
 PYEXT_HD float vceil(float x) { return ::ceilf(x); }
 PYEXT_HD double vceil(double x) { return ::ceil(x); }
+PYEXT_HD float vfloor(float x) { return ::floorf(x); }
+PYEXT_HD double vfloor(double x) { return ::floor(x); }
 PYEXT_HD float vlog(float x) { return ::logf(x); }
 PYEXT_HD double vlog(double x) { return ::log(x); }
 PYEXT_HD float vlog2(float x) { return ::log2f(x); }

@@ -319,6 +319,10 @@ PYEXT_INLINE Lanes<T> vceil(Lanes<T> a) {
   return each(a, [](T x) { return pyext::vceil(x); });
 }
 template <class T>
+PYEXT_INLINE Lanes<T> vfloor(Lanes<T> a) {
+  return each(a, [](T x) { return pyext::vfloor(x); });
+}
+template <class T>
 PYEXT_INLINE Lanes<T> vlog(Lanes<T> a) {
   return each(a, [](T x) { return pyext::vlog(x); });
 }
@@ -330,6 +334,10 @@ PYEXT_INLINE F vsqrt(F a) {
 template <>
 PYEXT_INLINE F vceil(F a) {
   return _mm512_roundscale_ps(a.r, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+}
+template <>
+PYEXT_INLINE F vfloor(F a) {
+  return _mm512_roundscale_ps(a.r, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 }
 #endif
 

@@ -35,7 +35,49 @@ PYEXT_INLINE void store_block(const Lanes<T>* columns, T* p, int64_t stride, int
     for (int k = 0; k < width; ++k) p[i * stride + k] = x[k][i];
 }
 
+// Records of eight values, those numbered ids[0..count); beyond `count` the last one is repeated.
+template <class T>
+PYEXT_INLINE void gather_records(const T* records, const int32_t* ids, int count,
+                                 Lanes<T>* columns) {
+  T x[8][kLanes];
+  for (int i = 0; i < kLanes; ++i)
+    for (int k = 0; k < 8; ++k) x[k][i] = records[ids[i < count ? i : count - 1] * int64_t(8) + k];
+  for (int k = 0; k < 8; ++k) columns[k] = Lanes<T>::load(x[k]);
+}
+
 #if defined(__AVX512F__)
+
+template <>
+PYEXT_INLINE void gather_records(const float* records, const int32_t* ids, int count, F* columns) {
+  const auto row = [&](int i) {
+    return _mm256_loadu_ps(records + ids[i < count ? i : count - 1] * int64_t(8));
+  };
+  // x[i] holds two records, so that the quarters of a column come out in order.
+  __m512 x[8], t[8];
+  PYEXT_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    const int low = i < 4 ? i : i + 4;
+    x[i] = _mm512_insertf32x8(_mm512_castps256_ps512(row(low)), row(low + 4), 1);
+  }
+  PYEXT_UNROLL
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+  }
+  PYEXT_UNROLL
+  for (int i = 0; i < 8; i += 4) {
+    x[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+    x[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+    x[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    x[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  // x[c] holds columns c and c + 4 of records 0 to 7, x[4 + c] of the others.
+  PYEXT_UNROLL
+  for (int c = 0; c < 4; ++c) {
+    columns[c] = _mm512_shuffle_f32x4(x[c], x[4 + c], 0x88);
+    columns[4 + c] = _mm512_shuffle_f32x4(x[c], x[4 + c], 0xdd);
+  }
+}
 
 // Rows become columns: pairs, then fours within a quarter of a register, then the quarters.
 PYEXT_INLINE void transpose(__m512 x[16]) {

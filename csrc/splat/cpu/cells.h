@@ -132,7 +132,7 @@ CellRecord<T>* write_cells(const CellsArgs<T>& args, const OwnCells& own, uint32
 template <class T>
 struct CellMatrix {
   const CellsArgs<T>& args;
-  const CompositeArgs<T>& f;
+  const March<T> f;
   const Context& context;
   int64_t ranks, cells;
   CellRoom<T>* rooms;      // of every worker
@@ -140,7 +140,7 @@ struct CellMatrix {
   CellRecords<T>* merged;  // [I N], by id
 
   CellMatrix(const CellsArgs<T>& args_, const Context& context_)
-      : args(args_), f(args_.forward), context(context_) {
+      : args(args_), f(args_.forward, context_), context(context_) {
     ranks = f.images * f.gaussians;
     cells = int64_t(args.cell_width) * args.cell_height;
     rooms = scratch<CellRoom<T>>(thread_count());

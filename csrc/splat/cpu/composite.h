@@ -71,8 +71,7 @@ struct TileState {
 };
 
 template <class T, int D>
-PYEXT_INLINE void composite_row(const CompositeArgs<T>& args, Block<T>& block, int r,
-                                TileState<T>& state) {
+PYEXT_INLINE void composite_row(const March<T>& args, Block<T>& block, int r, TileState<T>& state) {
   T* colour = state.colour + r * args.channels * kLanes;
   Channels<T, D> sums(colour, args.channels);
   Row<T> row = state.rows[r];
@@ -119,7 +118,7 @@ void store_tile(const CompositeArgs<T>& args, const TileAt& at, const TileState<
 }
 
 template <class T, int D>
-void composite_tile(const CompositeArgs<T>& args, int64_t tile, TileState<T>& state) {
+void composite_tile(const March<T>& args, int64_t tile, TileState<T>& state) {
   const TileAt at = tile_at(tile, args.width, args.height);
   const int64_t end = args.tile_offsets[tile + 1];
   start_rows(args, at, state.rows);
@@ -151,11 +150,12 @@ void composite(const CompositeArgs<T>& args, const Context& context) {
       context.scratch(context.owner, thread_count() * colour_size * int64_t(sizeof(T))));
   const auto run =
       with_channels(args.channels, [](auto d) { return &composite_tile<T, decltype(d)::value>; });
+  const March<T> march(args, context);
   for_each_tile_in_parallel(args.tile_offsets, 0, tile_count(args), context,
                             [&](int64_t tile, int worker) {
                               TileState<T> state;
                               state.colour = colours + worker * colour_size;
-                              run(args, tile, state);
+                              run(march, tile, state);
                             });
 }
 

@@ -4,20 +4,21 @@
 // then each Gaussian, back to front, visits its rows with its sums in registers. With q = f . g_C
 // and U the value a pixel sees behind the Gaussian,
 //   dL/dalpha = T (q - U),   U <- U + alpha (q - U),   U at the back = dL/dT_final.
-// The sums over a tile are moments of h = alpha dL/dalpha about the centre; they go to one slot per
-// (tile, Gaussian), and a last pass adds each Gaussian's slots in a fixed order.
+// The sums over a tile are moments of h = alpha dL/dalpha about the centre; they go to the slot of
+// the tile and the Gaussian.
 #pragma once
 
 #include <cstring>
 
 #include "splat/cpu/composite.h"
+#include "splat/cpu/slots.h"
 
 namespace pyext::PYEXT_ISA {
 
-constexpr int kMoments = 6;        // sums of h, h dx, h dy, h dx^2, h dx dy, h dy^2
-constexpr int kAbsolutes = 2;      // sums of |h (a dx + b dy)|, |h (b dx + c dy)|, if asked for
-constexpr int kSegmentBlocks = 8;  // records of a segment take 1 MB in float32: the L2 of a core
-constexpr int64_t kSlotBytes = int64_t(256) << 20;  // tiles are taken in bands of so many slots
+constexpr int kMoments = 6;    // sums of h, h dx, h dy, h dx^2, h dx dy, h dy^2
+constexpr int kAbsolutes = 2;  // sums of |h (a dx + b dy)|, |h (b dx + c dy)|, if asked for
+constexpr int kSegmentBlocks = 8;
+constexpr int kRecord = 2 * kLanes;
 
 // What one worker needs for one tile.
 template <class T>
@@ -25,18 +26,20 @@ struct BackwardState {
   Block<T> blocks[kSegmentBlocks];
   uint16_t hit_rows[kSegmentBlocks * kBlock];  // rows in which the Gaussian contributes
   Row<T> rows[kTile];
-  T* records;           // [blocks, 64, 16 rows, (alpha, T), 16 lanes]
-  T* g_out;             // [16 rows, D, 16 lanes]
-  T* behind;            // [16 rows, 16 lanes]: U
-  Row<T>* checkpoints;  // [segments, 16]
+  T* records;  // one (alpha, T) [2, 16 lanes] per bit of hit_rows: block by block, row by row
+  T* ends[kSegmentBlocks][kTile];  // where the records of a block's row end
+  T* g_out;                        // [16 rows, D, 16 lanes]
+  T* behind;                       // [16 rows, 16 lanes]: U
+  Row<T>* checkpoints;             // [segments, 16]
 };
 
 // Marches one segment from state.rows, keeping records. Returns whether any pixel is still live.
 template <class T>
-bool march_segment(const CompositeArgs<T>& args, const TileAt& at, int64_t first, int64_t last,
+bool march_segment(const March<T>& args, const TileAt& at, int64_t first, int64_t last,
                    BackwardState<T>& state) {
   const Lanes<T> alpha_max(args.alpha_max), zero(T(0));
   bool live = true;
+  T* record = state.records;
   memset(state.hit_rows, 0, sizeof state.hit_rows);
   for (int b = 0; first < last && live; ++b, first += kBlock) {
     Block<T>& block = state.blocks[b];
@@ -45,15 +48,16 @@ bool march_segment(const CompositeArgs<T>& args, const TileAt& at, int64_t first
     for (int r = 0; r < kTile; ++r) {
       Row<T> row = state.rows[r];
       if (!row.live) continue;
-      T* records = state.records + (int64_t(b) * kBlock * kTile + r) * 2 * kLanes;
       for (uint64_t bits = touched(block, r); bits && row.live; bits &= bits - 1) {
         const int j = __builtin_ctzll(bits);
         const Step<T> s = step(block, j, alpha_max, row);
-        T* record = records + int64_t(j) * kTile * 2 * kLanes;
+        const bool hit = s.contributes.any();
         select(s.contributes, s.alpha, zero).store(record);
         s.before.store(record + kLanes);
-        state.hit_rows[b * kBlock + j] |= uint16_t(uint16_t(s.contributes.any()) << r);
+        record += hit ? kRecord : 0;
+        state.hit_rows[b * kBlock + j] |= uint16_t(uint16_t(hit) << r);
       }
+      state.ends[b][r] = record;
       state.rows[r] = row;
       live |= row.live;
     }
@@ -65,7 +69,7 @@ bool march_segment(const CompositeArgs<T>& args, const TileAt& at, int64_t first
 template <class T, int D>
 struct FeatureSums {
   Lanes<T> sum[D], feature[D];
-  PYEXT_INLINE FeatureSums(const T* features, int64_t, uint32_t, const T*, const T*, T*) {
+  PYEXT_INLINE FeatureSums(const T* features, int64_t, uint32_t, T* const*, const T*, T*) {
     for (int k = 0; k < D; ++k) {
       sum[k] = Lanes<T>(T(0));
       feature[k] = Lanes<T>(features[k]);
@@ -97,11 +101,11 @@ struct FeatureSums<T, 0> {
   const T* upstream[kTile];
   int count = 0;
 
-  PYEXT_INLINE FeatureSums(const T* features, int64_t channels, uint32_t rows, const T* records,
+  PYEXT_INLINE FeatureSums(const T* features, int64_t channels, uint32_t rows, T* const* ends,
                            const T* g_out, T* sums) {
     for (; rows; rows &= rows - 1) {
       const int r = __builtin_ctz(rows);
-      const T* record = records + r * 2 * kLanes;
+      const T* record = ends[r] - kRecord;
       weights[count] = Lanes<T>::load(record) * Lanes<T>::load(record + kLanes);
       q[count] = Lanes<T>(T(0));
       upstream[count++] = g_out + r * channels * kLanes;
@@ -139,22 +143,22 @@ struct FeatureSums<T, 0> {
   }
 };
 
-// One Gaussian of a marched block: back-propagates through its rows and fills its slot.
+// One Gaussian of a marched block: back-propagates through its rows, whose records end at `ends`,
+// and fills its slot. Gaussians come back to front: what it has read is no longer wanted.
 template <class T, int D, bool kAbsolute>
 PYEXT_INLINE void gaussian_backward(const CompositeArgs<T>& args, const Block<T>& block, int j,
-                                    uint32_t rows, const T* records, BackwardState<T>& state,
-                                    T* slot) {
+                                    uint32_t rows, T** ends, BackwardState<T>& state, T* slot) {
   using V = Lanes<T>;
   const V alpha_max(args.alpha_max), zero(T(0));
   constexpr int kGeometry = kMoments + (kAbsolute ? kAbsolutes : 0);
-  FeatureSums<T, D> features(args.features + block.id[j] * args.channels, args.channels, rows,
-                             records, state.g_out, slot + kGeometry);
+  FeatureSums<T, D> features(args.features + block.id[j] * args.channels, args.channels, rows, ends,
+                             state.g_out, slot + kGeometry);
   V h0 = zero, h1 = zero, h2 = zero;  // sums over rows of h, h dy, h dy^2, per column
   V absolute_x = zero, absolute_y = zero;
   const V dx = pixel_centres<T>() - V(block.u[j]);
   for (int i = 0; rows; rows &= rows - 1, ++i) {
     const int r = __builtin_ctz(rows);
-    const T* record = records + r * 2 * kLanes;
+    const T* record = ends[r] -= kRecord;
     const T* g_out = state.g_out + r * args.channels * kLanes;
     T* behind = state.behind + r * kLanes;
     const V alpha = V::load(record), U = V::load(behind);
@@ -226,9 +230,8 @@ int64_t geometry_sums(const CompositeBackwardArgs<T>& args) {
 
 // slots [entries of the tile, geometry_sums + D] start out zero.
 template <class T, int D, bool kAbsolute>
-void composite_tile_backward(const CompositeBackwardArgs<T>& args, int64_t tile,
+void composite_tile_backward(const CompositeBackwardArgs<T>& args, const March<T>& f, int64_t tile,
                              BackwardState<T>& state, T* slots) {
-  const CompositeArgs<T>& f = args.forward;
   const TileAt at = tile_at(tile, f.width, f.height);
   const int64_t begin = f.tile_offsets[tile], end = f.tile_offsets[tile + 1];
   constexpr int64_t kSegment = kSegmentBlocks * kBlock;
@@ -256,28 +259,16 @@ void composite_tile_backward(const CompositeBackwardArgs<T>& args, int64_t tile,
       const uint32_t rows = state.hit_rows[i];
       if (rows)
         gaussian_backward<T, D, kAbsolute>(f, state.blocks[i / kBlock], int(i % kBlock), rows,
-                                           state.records + i * kTile * 2 * kLanes, state,
+                                           state.ends[i / kBlock], state,
                                            slots + (first - begin + i) * stride);
     }
   }
 }
 
-// Adds the slots of entries below `band_end` to the gradients of the Gaussian at rank r.
+// Adds a Gaussian's sums over a band of tiles to its gradients.
 template <class T>
-void gather_slots(const CompositeBackwardArgs<T>& args, int64_t r, const T* slots,
-                  int64_t band_begin, int64_t band_end, int64_t& cursor) {
+PYEXT_INLINE void add_gradients(const CompositeBackwardArgs<T>& args, int64_t id, const T* m) {
   const CompositeArgs<T>& f = args.forward;
-  const int64_t id = args.order[r], geometry = geometry_sums(args);
-  const int64_t stride = geometry + f.channels;
-  T m[kMoments + kAbsolutes] = {};
-  T* g_features = args.g_features + id * f.channels;
-  const int64_t begin = cursor;
-  for (; cursor < args.starts[r + 1] && args.entries_of[cursor] < band_end; ++cursor) {
-    const T* slot = slots + (args.entries_of[cursor] - band_begin) * stride;
-    for (int64_t i = 0; i < geometry; ++i) m[i] += slot[i];
-    for (int64_t k = 0; k < f.channels; ++k) g_features[k] += slot[geometry + k];
-  }
-  if (cursor == begin) return;
   const T a = f.conics[3 * id], b = f.conics[3 * id + 1], c = f.conics[3 * id + 2];
   // dL/dsigma = -h; offsets here run from the centre to the pixel.
   args.g_means2d[2 * id] += a * m[1] + b * m[2];
@@ -288,6 +279,9 @@ void gather_slots(const CompositeBackwardArgs<T>& args, int64_t r, const T* slot
   args.g_opacities[id] += m[0] / f.opacities[id];
   if (args.g_absolute)
     for (int i = 0; i < kAbsolutes; ++i) args.g_absolute[2 * id + i] += m[kMoments + i];
+  const T* features = m + geometry_sums(args);
+  T* g_features = args.g_features + id * f.channels;
+  for (int64_t k = 0; k < f.channels; ++k) g_features[k] += features[k];
 }
 
 template <class T>
@@ -326,64 +320,30 @@ struct BackwardScratch {
   }
 
  private:
-  static constexpr int64_t kRecords = int64_t(kSegmentBlocks) * kBlock * kTile * 2 * kLanes;
+  static constexpr int64_t kRecords = int64_t(kSegmentBlocks) * kBlock * kTile * kRecord + kRecord;
   int64_t plane() const { return (kTile * channels + kTile) * kLanes; }
 };
 
 template <class T>
 void composite_backward(const CompositeBackwardArgs<T>& args, const Context& context) {
-  const CompositeArgs<T>& f = args.forward;
-  const int64_t tiles = tile_count(f), ranks = f.images * f.gaussians;
-  const int64_t stride = geometry_sums(args) + f.channels;
+  const March<T> f(args.forward, context);
   zero_gradients(args);
-  const int64_t budget = kSlotBytes / (stride * int64_t(sizeof(T)));
-  int64_t longest = 0, widest_band = 0;
-  auto band_end = [&](int64_t tile) {  // as many tiles as fit, at least one
-    const int64_t begin = f.tile_offsets[tile++];
-    while (tile < tiles && f.tile_offsets[tile + 1] - begin <= budget) ++tile;
-    return tile;
-  };
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t size = f.tile_offsets[tile + 1] - f.tile_offsets[tile];
-    longest = size > longest ? size : longest;
-  }
-  for (int64_t tile = 0; tile < tiles; tile = band_end(tile)) {
-    const int64_t size = f.tile_offsets[band_end(tile)] - f.tile_offsets[tile];
-    widest_band = size > widest_band ? size : widest_band;
-  }
-  if (widest_band == 0) return;
-  auto* slots =
-      static_cast<T*>(context.scratch(context.owner, widest_band * stride * int64_t(sizeof(T))));
-  auto* cursors =
-      static_cast<int64_t*>(context.scratch(context.owner, ranks * int64_t(sizeof(int64_t))));
-  memcpy(cursors, args.starts, size_t(ranks) * sizeof(int64_t));
-  const BackwardScratch<T> scratch(f, longest, context);
+  const SlotLists lists{f.tile_offsets,         tile_count(f), args.order,
+                        f.images * f.gaussians, args.starts,   args.entries_of};
+  const BackwardScratch<T> scratch(f, longest_list(lists), context);
   const auto run = with_channels(f.channels, [&](auto d) {
     constexpr int D = decltype(d)::value;
     return args.g_absolute ? &composite_tile_backward<T, D, true>
                            : &composite_tile_backward<T, D, false>;
   });
-
-  for (int64_t tile = 0, next; tile < tiles; tile = next) {
-    next = band_end(tile);
-    const int64_t begin = f.tile_offsets[tile], end = f.tile_offsets[next];
-    for_each_tile_in_parallel(f.tile_offsets, tile, next, context, [&](int64_t t, int worker) {
-      T* tile_slots = slots + (f.tile_offsets[t] - begin) * stride;
-      const int64_t size = f.tile_offsets[t + 1] - f.tile_offsets[t];
-      memset(tile_slots, 0, size_t(size * stride) * sizeof(T));
-      if (size == 0) return;
-      BackwardState<T> state;
-      scratch.give(worker, state);
-      run(args, t, state, tile_slots);
-    });
-    constexpr int64_t kRanks = 512;
-    auto gather = [&](int64_t index, int) {
-      const int64_t last = (index + 1) * kRanks < ranks ? (index + 1) * kRanks : ranks;
-      for (int64_t r = index * kRanks; r < last; ++r)
-        gather_slots(args, r, slots, begin, end, cursors[r]);
-    };
-    parallel_tasks((ranks + kRanks - 1) / kRanks, gather);
-  }
+  sum_slots<T>(
+      lists, geometry_sums(args) + f.channels, context,
+      [&](int64_t tile, int worker, T* slots) {
+        BackwardState<T> state;
+        scratch.give(worker, state);
+        run(args, f, tile, state, slots);
+      },
+      [&](int64_t id, const T* sums) { add_gradients(args, id, sums); });
 }
 
 }  // namespace pyext::PYEXT_ISA

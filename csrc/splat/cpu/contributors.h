@@ -38,7 +38,7 @@ void clear_pixels(const ContributorsArgs<T>& args, const TileAt& at) {
 
 template <class T>
 void contributors(const ContributorsArgs<T>& args, const Context& context) {
-  const CompositeArgs<T>& f = args.forward;
+  const March<T> f(args.forward, context);
   auto* weights = static_cast<T*>(
       context.scratch(context.owner, thread_count() * kWeightBlock * int64_t(sizeof(T))));
   for_each_tile_in_parallel(f.tile_offsets, 0, tile_count(f), context, [&](int64_t t, int worker) {

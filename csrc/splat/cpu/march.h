@@ -5,11 +5,14 @@
 // sixteen Gaussians a vector, finds those whose ellipse touches the row; then the row's pixels, one
 // vector, visit just these. Exponents are kept in base 2 with the opacity folded in:
 //   log2 alpha = log2 o - log2(e) (a dx^2 / 2 + b dx dy + c dy^2 / 2) = (A dx + f) dx + e,
-// where f = B dy and e = log2 o + C dy^2 are computed once per Gaussian and row.
+// where f = B dy and e = log2 o + C dy^2 are computed once per Gaussian and row. Everything that
+// depends on the Gaussian alone is computed once and lies in one short record, because lists visit
+// Gaussians in an order that memory does not have.
 #pragma once
 
 #include "core/exp2.h"
-#include "core/simd_shuffle.h"
+#include "core/parallel.h"
+#include "core/simd_rows.h"
 #include "splat/kernels.h"
 #include "splat/math.h"
 
@@ -24,16 +27,51 @@ constexpr double kLog2AlphaMin = -7.994353436858858;  // log2(1 / 255)
 // Rows are kept when their best pixel comes this close to the cut: rounding must not lose one.
 constexpr double kRowSlack = 1e-3;
 
+constexpr int kSplat = 8;  // u, v, A, B, C, log2 o, ridge: d(best dx) / d(dy) = -B / (2 A)
+
+// What the compositor is given, and every Gaussian's record.
+template <class T>
+struct March : CompositeArgs<T> {
+  T* splats;  // [I N, kSplat]
+
+  March(const CompositeArgs<T>& args, const Context& context) : CompositeArgs<T>(args) {
+    const int64_t count = args.images * args.gaussians;
+    splats = static_cast<T*>(context.scratch(context.owner, count * kSplat * int64_t(sizeof(T))));
+    constexpr int64_t kPerTask = 2048;
+    auto task = [&](int64_t index, int) {
+      const int64_t last = (index + 1) * kPerTask < count ? (index + 1) * kPerTask : count;
+      for (int64_t id = index * kPerTask; id < last; id += kLanes)
+        write_splats(id, int(last - id < kLanes ? last - id : kLanes));
+    };
+    parallel_tasks((count + kPerTask - 1) / kPerTask, task);
+  }
+
+ private:
+  void write_splats(int64_t id, int count) {
+    using V = Lanes<T>;
+    V mean[2], conic[3], opacity;
+    load_rows<2>(this->means2d + 2 * id, count, mean);
+    load_rows<3>(this->conics + 3 * id, count, conic);
+    load_rows<1>(this->opacities + id, count, &opacity);
+    const V half_log2e(T(0.5 * kLog2E)), log2e = V(T(kLog2E));
+    const V A = -(conic[0] * half_log2e), B = -(conic[1] * log2e), C = -(conic[2] * half_log2e);
+    const V splat[kSplat] = {mean[0], mean[1], A, B, C, vlog2(opacity), B / (V(T(-2)) * A),
+                             V(T(0))};
+    store_rows<kSplat>(splat, splats + id * kSplat, count);
+  }
+};
+
 // Sixty-four Gaussians of a tile, as structure of arrays.
 template <class T>
 struct Block {
   int32_t id[kBlock];
   int count;
+  uint64_t inside;                     // the first `count` bits
   alignas(64) T u[kBlock], v[kBlock];  // centre, relative to the tile's corner
   alignas(64) T A[kBlock], B[kBlock], C[kBlock];
-  alignas(64) T lo[kBlock];     // log2 o
-  alignas(64) T ridge[kBlock];  // d(best dx) / d(dy) of the ellipse: -B / (2 A)
-  T position[kBlock];           // in tile_ids, as integer bits: one load puts it in all lanes
+  alignas(64) T lo[kBlock];  // log2 o
+  alignas(64) T ridge[kBlock];
+  T position[kBlock];  // in tile_ids, as integer bits: one load puts it in all lanes
   // Per row, refreshed by touched(): terms of the exponent that do not depend on x.
   alignas(64) T e[kBlock], f[kBlock];
 };
@@ -50,36 +88,32 @@ inline TileAt tile_at(int64_t tile, int32_t width, int32_t height) {
 }
 
 template <class T>
-void load_block(const CompositeArgs<T>& args, const TileAt& at, int64_t first, int64_t last,
+void load_block(const March<T>& args, const TileAt& at, int64_t first, int64_t last,
                 Block<T>& block) {
   using V = Lanes<T>;
   block.count = int(last - first < kBlock ? last - first : kBlock);
+  block.inside = ~uint64_t(0) >> (kBlock - block.count);
+  for (int j = 0; j < block.count; ++j) block.position[j] = integer_bits<T>(first + j);
   for (int j = 0; j < block.count; ++j) {
-    const int64_t id = args.tile_ids[first + j];
-    block.id[j] = int32_t(id);
-    block.u[j] = args.means2d[2 * id] - T(at.x);
-    block.v[j] = args.means2d[2 * id + 1] - T(at.y);
-    block.A[j] = args.conics[3 * id];
-    block.B[j] = args.conics[3 * id + 1];
-    block.C[j] = args.conics[3 * id + 2];
-    block.lo[j] = args.opacities[id];
-    block.position[j] = integer_bits<T>(first + j);
+    const int32_t id = block.id[j] = args.tile_ids[first + j];
+    __builtin_prefetch(args.features + id * args.channels);
   }
-  // The tail of the last vector: transparent, far from every row.
-  for (int j = block.count; j < (block.count + kLanes - 1) / kLanes * kLanes; ++j) {
-    block.u[j] = block.v[j] = block.B[j] = T(0);
-    block.A[j] = block.C[j] = T(1);
-    block.lo[j] = T(1e-30);
-  }
-  const V half_log2e(T(0.5 * kLog2E)), log2e = V(T(kLog2E));
+  const V x(T(at.x)), y(T(at.y));
   for (int j = 0; j < block.count; j += kLanes) {
-    const V A = -(V::load(block.A + j) * half_log2e), B = -(V::load(block.B + j) * log2e);
-    A.store(block.A + j);
-    B.store(block.B + j);
-    (-(V::load(block.C + j) * half_log2e)).store(block.C + j);
-    (B / (V(T(-2)) * A)).store(block.ridge + j);
-    vlog2(V::load(block.lo + j)).store(block.lo + j);
+    V splat[kSplat];
+    gather_records(args.splats, block.id + j, block.count - j, splat);
+    (splat[0] - x).store(block.u + j);
+    (splat[1] - y).store(block.v + j);
+    splat[2].store(block.A + j);
+    splat[3].store(block.B + j);
+    splat[4].store(block.C + j);
+    splat[5].store(block.lo + j);
+    splat[6].store(block.ridge + j);
   }
+  // The next block's, on their way while this one is composited.
+  const int64_t next = last - first < 2 * kBlock ? last : first + 2 * kBlock;
+  for (int64_t i = first + kBlock; i < next; ++i)
+    __builtin_prefetch(args.splats + args.tile_ids[i] * int64_t(kSplat));
 }
 
 // Bit j is set where Gaussian j of the block can reach alpha 1/255 in this row of pixels.
@@ -99,7 +133,7 @@ PYEXT_INLINE uint64_t touched(Block<T>& block, int row) {
     e.store(block.e + j);
     bits |= uint64_t((best >= cut).bits()) << j;
   }
-  return bits;
+  return bits & block.inside;
 }
 
 // One row of pixels on its way through the list. A pixel that is finished, or lies outside the

@@ -1,19 +1,18 @@
 // Pixel values back to Gaussians: sums of weight times value.
 //
-// A tile is marched as the compositor does it. What a Gaussian adds up there goes to one slot per
-// (tile, Gaussian); a last pass adds each Gaussian's slots in a fixed order. A value is only ever
-// multiplied with a weight that is not zero: not-a-number stays with the Gaussians that see it.
+// A tile is marched as the compositor does it, and fills the slots of its Gaussians. A value is
+// only ever multiplied with a weight that is not zero: not-a-number stays with the Gaussians that
+// see it.
 #pragma once
 
 #include "splat/channels.h"
-#include "splat/cpu/bands.h"
 #include "splat/cpu/composite.h"
+#include "splat/cpu/slots.h"
 #include "splat/cpu/weights.h"
 
 namespace pyext::PYEXT_ISA {
 
 constexpr int kSlotHead = 2;  // a slot is mass, hits, then the D sums
-constexpr int64_t kUnprojectSlotBytes = int64_t(256) << 20;  // of a band of tiles
 
 // Sums of one Gaussian over a tile's pixels, D known when compiled: lanes are pixels of a row.
 template <class T, int D>
@@ -113,8 +112,8 @@ struct TileValues<T, 0> {
 
 // slots [entries of the tile, 2 + D] start out zero.
 template <class T, int D>
-void unproject_tile(const UnprojectArgs<T>& args, int64_t tile, T* weights, T* planes, T* slots) {
-  const CompositeArgs<T>& f = args.forward;
+void unproject_tile(const UnprojectArgs<T>& args, const March<T>& f, int64_t tile, T* weights,
+                    T* planes, T* slots) {
   const TileAt at = tile_at(tile, f.width, f.height);
   const int64_t begin = f.tile_offsets[tile], stride = kSlotHead + f.channels;
   Row<T> rows[kTile];
@@ -133,56 +132,29 @@ void unproject_tile(const UnprojectArgs<T>& args, int64_t tile, T* weights, T* p
                        });
 }
 
-// Adds the slots of entries below `band_end` to the sums of the Gaussian at rank r.
-template <class T>
-void gather_sums(const UnprojectArgs<T>& args, int64_t r, const T* slots, int64_t band_begin,
-                 int64_t band_end, int64_t& cursor) {
-  const int64_t id = args.order[r], channels = args.forward.channels;
-  T* sum = args.sum + id * channels;
-  for (; cursor < args.starts[r + 1] && args.entries_of[cursor] < band_end; ++cursor) {
-    const T* slot = slots + (args.entries_of[cursor] - band_begin) * (kSlotHead + channels);
-    args.mass[id] += slot[0];
-    args.hits[id] += int32_t(slot[1]);
-    for (int64_t k = 0; k < channels; ++k) sum[k] += slot[kSlotHead + k];
-  }
-}
-
 template <class T, int D>
 void unproject_as(const UnprojectArgs<T>& args, const Context& context) {
-  const CompositeArgs<T>& f = args.forward;
-  const int64_t ranks = f.images * f.gaussians, stride = kSlotHead + f.channels;
-  const Bands bands{f.tile_offsets, tile_count(f),
-                    kUnprojectSlotBytes / (stride * int64_t(sizeof(T)))};
+  const March<T> f(args.forward, context);
+  const int64_t channels = f.channels, plane = TileValues<T, D>::scratch(channels);
   auto scratch = [&](int64_t count) {
     return static_cast<T*>(context.scratch(context.owner, count * int64_t(sizeof(T))));
   };
-  const int64_t plane = TileValues<T, D>::scratch(f.channels);
-  T* slots = scratch(bands.widest() * stride);
   T* weights = scratch(thread_count() * kWeightBlock);
   T* planes = scratch(thread_count() * plane);
-  auto* cursors =
-      static_cast<int64_t*>(context.scratch(context.owner, ranks * int64_t(sizeof(int64_t))));
-  memcpy(cursors, args.starts, size_t(ranks) * sizeof(int64_t));
-
-  for (int64_t tile = 0, next; tile < bands.tiles; tile = next) {
-    next = bands.end(tile);
-    const int64_t begin = f.tile_offsets[tile], end = f.tile_offsets[next];
-    for_each_tile_in_parallel(f.tile_offsets, tile, next, context, [&](int64_t t, int worker) {
-      const int64_t size = f.tile_offsets[t + 1] - f.tile_offsets[t];
-      if (size == 0) return;
-      T* tile_slots = slots + (f.tile_offsets[t] - begin) * stride;
-      memset(tile_slots, 0, size_t(size * stride) * sizeof(T));
-      unproject_tile<T, D>(args, t, weights + worker * kWeightBlock, planes + worker * plane,
-                           tile_slots);
-    });
-    constexpr int64_t kRanks = 512;
-    auto gather = [&](int64_t index, int) {
-      const int64_t last = (index + 1) * kRanks < ranks ? (index + 1) * kRanks : ranks;
-      for (int64_t r = index * kRanks; r < last; ++r)
-        gather_sums(args, r, slots, begin, end, cursors[r]);
-    };
-    parallel_tasks((ranks + kRanks - 1) / kRanks, gather);
-  }
+  sum_slots<T>(
+      {f.tile_offsets, tile_count(f), args.order, f.images * f.gaussians, args.starts,
+       args.entries_of},
+      kSlotHead + channels, context,
+      [&](int64_t tile, int worker, T* slots) {
+        unproject_tile<T, D>(args, f, tile, weights + worker * kWeightBlock,
+                             planes + worker * plane, slots);
+      },
+      [&](int64_t id, const T* sums) {
+        args.mass[id] += sums[0];
+        args.hits[id] += int32_t(sums[1]);
+        T* sum = args.sum + id * channels;
+        for (int64_t k = 0; k < channels; ++k) sum[k] += sums[kSlotHead + k];
+      });
 }
 
 template <class T>

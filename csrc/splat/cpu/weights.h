@@ -33,8 +33,8 @@ void keep_pixels(const CompositeArgs<T>& args, const TileAt& at, const bool* mas
 // front to back. `entry` is its place in tile_ids; weights [16 rows, 16 lanes] hold the rows whose
 // bits are set in `rows`, zero where a pixel gets nothing.
 template <class T, class Visit>
-void for_each_contributor(const CompositeArgs<T>& args, int64_t tile, const TileAt& at,
-                          Row<T>* rows, T* weights, Visit visit) {
+void for_each_contributor(const March<T>& args, int64_t tile, const TileAt& at, Row<T>* rows,
+                          T* weights, Visit visit) {
   const Lanes<T> alpha_max(args.alpha_max), zero(T(0));
   const int64_t end = args.tile_offsets[tile + 1];
   Block<T> block;
