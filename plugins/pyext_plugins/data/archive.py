@@ -45,9 +45,8 @@ def _regular_files(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     else:
         with tarfile.open(archive) as packed:
             for member in packed:
-                content = packed.extractfile(member) if member.isreg() else None
-                if content is not None:
-                    yield member.name, content
+                if member.isreg() and (unpacked := packed.extractfile(member)):
+                    yield member.name, unpacked
 
 
 def _place(name: str, row: Row, target: Path) -> Path | None:

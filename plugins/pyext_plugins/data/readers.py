@@ -29,10 +29,9 @@ def texts(name: str) -> Texts:
     Raises:
         UserError: the name is unknown or not of texts, or the data is not here (see `path`).
     """
-    row = find(name)
+    find(name)
     if name not in _READERS:
-        known = ", ".join(_READERS)
-        raise UserError(f"{name} holds no labelled texts, but {row.what}; those that do: {known}")
+        raise UserError(f"{name} holds no labelled texts; those that do: {', '.join(_READERS)}")
     return _READERS[name](path(name))
 
 

