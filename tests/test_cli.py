@@ -134,7 +134,7 @@ def greet(name: str) -> None:
 
 def test_a_plugin_adds_a_command_that_is_no_method(monkeypatch, capsys, offer):
     offer(f"{__name__}:extra")
-    assert call(monkeypatch, capsys, "extra", "Ada") == (0, "Hello Ada\n", "")
+    assert call(monkeypatch, capsys, "extra", "greet", "Ada") == (0, "Hello Ada\n", "")
     code, out, _ = call(monkeypatch, capsys, "--help")
     assert code == 0 and "Commands that plugins add: extra." in out
     code, _, err = call(monkeypatch, capsys, "extrq")
