@@ -368,6 +368,13 @@ def test_the_rows_are_well_formed():
         assert row.member.startswith(top) == (row.archive == "sdist")
 
 
+def test_the_documentation_names_every_row():
+    lines = (Path(__file__).parents[2] / "plugins" / "README.md").read_text().splitlines()
+    for row in data.ROWS:
+        (line,) = [line for line in lines if line.startswith(f"| `{row.name}` |")]
+        assert line.endswith(f"| {row.licence} |")
+
+
 def test_another_row_has_another_place(wheel, monkeypatch):
     place = data.fetch("table")
     change_row(monkeypatch, sha256="1" * 64)
