@@ -1,7 +1,8 @@
 """What a benchmark family is made of: cases, arms, claims, and the rows a run leaves.
 
 A family is a module ``benchmarks/<family>.py`` with an object ``FAMILY``, named as an op family, or
-``<op family>_routes`` where ways to one result are compared; adding an arm to it is one function::
+``<op family>_routes`` where ways to one result are compared, or ``<op family>_scenes`` where many
+inputs are; adding an arm to it is one function::
 
     @FAMILY.arm("name in the table")
     def mine(case: Case) -> Run:
@@ -177,7 +178,7 @@ def families() -> list[str]:
     """Names of the families of benchmarks."""
     modules = {module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
     ops = {module.name for module in pkgutil.iter_modules(pyext.ops.__path__)}
-    return sorted(modules & (ops | {f"{op}_routes" for op in ops}))
+    return sorted(modules & {op + kind for op in ops for kind in ("", "_routes", "_scenes")})
 
 
 def load_family(name: str) -> Family:

@@ -1,9 +1,15 @@
 """Generated Gaussian-splat scenes: clouds on surfaces, the same for the same seed.
 
-Procedure: points uniform on a ground plane, a back wall and three spheres; each Gaussian lies flat
+`surfaces`: points uniform on a ground plane, a back wall and three spheres; each Gaussian lies flat
 in its surface at a random angle and is about as wide as the distance to its neighbours, so that the
 surfaces are closed. One in a hundred is a faint, large one whose footprint (the ellipse where a
 splat still counts, 3.33 sigma) covers about a quarter of the image.
+
+`garden`: what gsplat's own benchmark makes of a photographed garden's points, on points of our own.
+Scales U(0, 0.02) times a factor, opacities U(0, 1), any rotation; points within 0.02 of a round
+table, of the ground around it, and of a hedge behind; the camera close to the table, 648 x 420 at a
+focal length of 480.6. With 111,785 points some 78,000 are visible, in 439,000 entries of tile lists
+and 13 million contributions to pixels, where the original has 71,000, 353,000 and 12.9 million.
 """
 
 from __future__ import annotations
@@ -47,9 +53,7 @@ def surfaces(gaussians: int, width: int, height: int, seed: int = 0) -> Scene:
     Raises:
         ValueError: a count or size is below 1.
     """
-    for name, value in (("gaussians", gaussians), ("width", width), ("height", height)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    _check_sizes(gaussians, width, height)
     generator = torch.Generator().manual_seed(seed)
     means, normals, spacing = _points(gaussians, generator)
     focal = 0.8 * width
@@ -75,6 +79,56 @@ def surfaces(gaussians: int, width: int, height: int, seed: int = 0) -> Scene:
         width=width,
         height=height,
     )
+
+
+def garden(gaussians: int, width: int, height: int, footprint: float = 1.0, seed: int = 0) -> Scene:
+    """A scene by the procedure above; ``footprint`` is the factor of the scales.
+
+    Raises:
+        ValueError: a count or size is below 1.
+    """
+    _check_sizes(gaussians, width, height)
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(gaussians, *shape, generator=generator)
+
+    angle, radius, around = 2 * math.pi * uniform(), uniform().sqrt(), 2 * math.pi * uniform()
+    x, z = radius * angle.cos(), radius * angle.sin()
+    ground = torch.stack([2 * x, torch.full_like(x, 0.7), 2 * z], -1)
+    table = torch.stack([0.8 * x, torch.zeros_like(x), 0.8 * z], -1)
+    hedge = torch.stack([2 * around.cos(), 0.7 - 1.5 * uniform(), 2 * around.sin()], -1)
+    kind = torch.multinomial(
+        torch.tensor([0.25, 0.55, 0.2]), gaussians, replacement=True, generator=generator
+    )
+    means = torch.stack([ground, table, hedge])[kind, torch.arange(gaussians)]
+    focal = 480.6 * width / 648
+    return Scene(
+        means=means + 0.02 * torch.randn(gaussians, 3, generator=generator),
+        quats=torch.randn(gaussians, 4, generator=generator),
+        scales=0.02 * footprint * uniform(3),
+        opacities=uniform(),
+        colors=uniform(3),
+        viewmats=_looking_down(torch.tensor([0.0, -0.5, -1.2])),
+        Ks=torch.tensor([[[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]]),
+        width=width,
+        height=height,
+    )
+
+
+def _check_sizes(gaussians: int, width: int, height: int) -> None:
+    for name, value in (("gaussians", gaussians), ("width", width), ("height", height)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _looking_down(eye: Tensor) -> Tensor:
+    """A world-to-camera matrix [1, 4, 4] at `eye`, in front of the origin and looking at it."""
+    sine, cosine = -eye[1] / eye.norm(), -eye[2] / eye.norm()
+    view = torch.eye(4)
+    view[1:3, 1:3] = torch.stack([torch.stack([cosine, -sine]), torch.stack([sine, cosine])])
+    view[:3, 3] = -view[:3, :3] @ eye
+    return view[None]
 
 
 def _points(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

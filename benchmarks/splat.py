@@ -34,14 +34,15 @@ class Task:
     """A function's arguments, of which the first are differentiable, and the upstream gradients.
 
     Args:
-        function: `rasterization`, or the stage that does most of its work, on finished tile lists.
+        function: `rasterization`, or what does most of its work once Gaussians are projected:
+            ``draw``, which bins and composites, or ``composite``, on finished tile lists.
         passes: ``FORWARD``, ``BACKWARD`` or ``BOTH``.
         arguments: of the function.
         differentiable: how many of them, from the first.
         upstream: gradients of the first outputs; the function's other outputs are not looked at.
     """
 
-    function: Literal["rasterization", "composite"]
+    function: Literal["rasterization", "draw", "composite"]
     passes: str
     arguments: tuple[Any, ...]
     differentiable: int
@@ -74,16 +75,69 @@ def cases() -> Iterator[Case]:
 
 def composite_task(scene: Scene) -> Task:
     """The compositor's forward, on what projection and binning make of a scene."""
+    composite = stage_arguments(scene)["composite"]
+    return Task("composite", FORWARD, composite, 4, upstream_of(scene))
+
+
+def draw_task(scene: Scene) -> Task:
+    """Binning and the compositor's forward, on what projection makes of a scene."""
+    stages = stage_arguments(scene)
+    _, radii, depths, _, _, width, height, exact = stages["bin"]
+    arguments = (*stages["composite"][:4], radii, depths, width, height, exact)
+    return Task("draw", FORWARD, arguments, 4, upstream_of(scene))
+
+
+def stage_arguments(scene: Scene) -> dict[str, tuple[Any, ...]]:
+    """What the stages ``bin`` and ``composite`` are called with when a scene is rendered."""
     ops = torch.ops.pyext
-    calls: list[tuple[Any, ...]] = []
+    found: dict[str, tuple[Any, ...]] = {}
 
-    def record(*arguments: Any) -> tuple[Tensor, ...]:
-        calls.append(arguments)
-        return ops.splat_composite(*arguments)
+    def record(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
+        def stage(*arguments: Any) -> Any:
+            found[name] = arguments
+            return op(*arguments)
 
-    recording = make_rasterization(Stages(ops.splat_project, ops.splat_sh, ops.splat_bin, record))
-    colors, alphas, _ = recording(*(getattr(scene, field.name) for field in fields(scene)))
-    return Task("composite", FORWARD, calls[0], 4, random_like(colors, alphas.squeeze(-1)))
+        return stage
+
+    recording = make_rasterization(
+        Stages(
+            ops.splat_project,
+            ops.splat_sh,
+            record("bin", ops.splat_bin),
+            record("composite", ops.splat_composite),
+        )
+    )
+    recording(*(getattr(scene, field.name) for field in fields(scene)))
+    return found
+
+
+def upstream_of(scene: Scene) -> tuple[Tensor, ...]:
+    """Upstream gradients of a compositor's image and transmittance."""
+    size, channels = (1, scene.height, scene.width), scene.colors.shape[-1]
+    return random_like(torch.empty(*size, channels), torch.empty(size))
+
+
+def make_draw(bin: Callable[..., Any], composite: Callable[..., Any]) -> Callable[..., Any]:
+    """``draw`` of an implementation, with the numbers of gsplat 1.5."""
+    alpha_max = DIALECTS["gsplat-1.5"].alpha_max
+
+    def draw(
+        means2d: Tensor,
+        conics: Tensor,
+        opacities: Tensor,
+        features: Tensor,
+        radii: Tensor,
+        depths: Tensor,
+        width: int,
+        height: int,
+        exact: bool,
+    ) -> Any:
+        geometry = (means2d, radii, depths, conics, opacities)
+        lists = bin(*(x.detach() for x in geometry), width, height, exact)
+        splats = (means2d, conics, opacities, features)
+        return composite(*splats, *lists, width, height, alpha_max)
+
+    return draw
 
 
 def random_like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -162,8 +216,16 @@ FAMILY = Family(
     claims=claims,
 )
 
-OURS: Functions = {"rasterization": rasterization, "composite": torch.ops.pyext.splat_composite}
-REFERENCE: Functions = {"rasterization": reference.rasterization, "composite": reference.composite}
+OURS: Functions = {
+    "rasterization": rasterization,
+    "draw": make_draw(torch.ops.pyext.splat_bin, torch.ops.pyext.splat_composite),
+    "composite": torch.ops.pyext.splat_composite,
+}
+REFERENCE: Functions = {
+    "rasterization": reference.rasterization,
+    "draw": make_draw(reference.bin, reference.composite),
+    "composite": reference.composite,
+}
 
 
 @FAMILY.arm("pyext")

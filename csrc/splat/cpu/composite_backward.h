@@ -265,6 +265,16 @@ void composite_tile_backward(const CompositeBackwardArgs<T>& args, const March<T
   }
 }
 
+template <class T>
+PYEXT_INLINE void prefetch_gradients(const CompositeBackwardArgs<T>& args, int64_t id) {
+  __builtin_prefetch(args.forward.conics + 3 * id);
+  __builtin_prefetch(args.forward.opacities + id);
+  __builtin_prefetch(args.g_means2d + 2 * id, 1);
+  __builtin_prefetch(args.g_conics + 3 * id, 1);
+  __builtin_prefetch(args.g_opacities + id, 1);
+  __builtin_prefetch(args.g_features + id * args.forward.channels, 1);
+}
+
 // Adds a Gaussian's sums over a band of tiles to its gradients.
 template <class T>
 PYEXT_INLINE void add_gradients(const CompositeBackwardArgs<T>& args, int64_t id, const T* m) {
@@ -343,6 +353,7 @@ void composite_backward(const CompositeBackwardArgs<T>& args, const Context& con
         scratch.give(worker, state);
         run(args, f, tile, state, slots);
       },
+      [&](int64_t id) { prefetch_gradients(args, id); },
       [&](int64_t id, const T* sums) { add_gradients(args, id, sums); });
 }
 

@@ -12,7 +12,8 @@ namespace pyext::PYEXT_ISA {
 
 constexpr int64_t kSlotBytes = int64_t(256) << 20;  // of one band
 constexpr int64_t kRanks = 512;                     // Gaussians per task
-constexpr int64_t kSlotsAhead = 64;                 // slots lie anywhere: ask for them early
+constexpr int64_t kRanksAhead = 8;
+constexpr int64_t kSlotsAhead = 64;  // slots lie anywhere: ask for them early
 
 // The lists, and the entries of every Gaussian in them: see BinArgs.
 struct SlotLists {
@@ -55,13 +56,14 @@ struct SlotBand {
   }
 };
 
-// Calls take(id, sums) for those Gaussians of ranks [first, last) that have entries in the band;
-// cursors [ranks] say how far earlier bands came.
-template <class T, class Take>
+// Calls take(id, sums) for those Gaussians of ranks [first, last) that have entries in the band,
+// and some time before that prefetch(id); cursors [ranks] say how far earlier bands came.
+template <class T, class Prefetch, class Take>
 void gather_band(const SlotLists& lists, const SlotBand<T>& band, int64_t first, int64_t last,
-                 int64_t* cursors, T* sums, Take take) {
+                 int64_t* cursors, T* sums, Prefetch prefetch, Take take) {
   const int64_t total = lists.starts[lists.ranks];
   for (int64_t r = first; r < last; ++r) {
+    if (r + kRanksAhead < last) prefetch(lists.order[r + kRanksAhead]);
     int64_t cursor = cursors[r];
     const int64_t begin = cursor;
     for (; cursor < lists.starts[r + 1] && lists.entries_of[cursor] < band.end; ++cursor)
@@ -75,10 +77,10 @@ void gather_band(const SlotLists& lists, const SlotBand<T>& band, int64_t first,
 
 // Calls fill(tile, worker, slots) for every tile that has entries, with its slots [entries, width]
 // zeroed, and take(id, sums [width]) for every Gaussian that has some: more than once if there is
-// more than one band.
-template <class T, class Fill, class Take>
+// more than one band. prefetch(id) is a chance to ask for what `take` will touch.
+template <class T, class Fill, class Prefetch, class Take>
 void sum_slots(const SlotLists& lists, int64_t width, const Context& context, Fill fill,
-               Take take) {
+               Prefetch prefetch, Take take) {
   const Bands bands{lists.tile_offsets, lists.tiles, kSlotBytes / (width * int64_t(sizeof(T)))};
   const int64_t padded = (width + kLanes - 1) / kLanes * kLanes;
   auto allocate = [&](int64_t bytes) { return context.scratch(context.owner, bytes); };
@@ -100,7 +102,7 @@ void sum_slots(const SlotLists& lists, int64_t width, const Context& context, Fi
     auto gather = [&](int64_t index, int worker) {
       const int64_t last = (index + 1) * kRanks;
       gather_band(lists, band, index * kRanks, last < lists.ranks ? last : lists.ranks, cursors,
-                  sums + worker * padded, take);
+                  sums + worker * padded, prefetch, take);
     };
     parallel_tasks((lists.ranks + kRanks - 1) / kRanks, gather);
   }

@@ -149,6 +149,7 @@ void unproject_as(const UnprojectArgs<T>& args, const Context& context) {
         unproject_tile<T, D>(args, f, tile, weights + worker * kWeightBlock,
                              planes + worker * plane, slots);
       },
+      [&](int64_t id) { __builtin_prefetch(args.sum + id * channels, 1); },
       [&](int64_t id, const T* sums) {
         args.mass[id] += sums[0];
         args.hits[id] += int32_t(sums[1]);
