@@ -226,8 +226,8 @@ def test_lift_features_takes_covars_and_carries_gradients():
 
 
 def test_bands_of_tiles_add_up():
-    """More (tile, Gaussian) entries times channels than the buffer of 256 MB holds."""
-    side, n, channels = 64, 4400, 4000
+    """More (tile, Gaussian) entries times channels than the buffer of 4 MB holds."""
+    side, n, channels = 64, 1100, 400
     generator = torch.Generator().manual_seed(0)
     # Points on the corners of tiles: four tiles each, few pixels, so that the test stays cheap.
     corners = torch.randint(1, 4, (n, 2), generator=generator) * 16.0
@@ -242,7 +242,7 @@ def test_bands_of_tiles_add_up():
         opacities=0.01 + 0.1 * torch.rand(n, generator=generator),
     )
     _, alphas, meta = rendered(scene)
-    assert len(meta["flatten_ids"]) * channels * 4 > 256 << 20
+    assert len(meta["flatten_ids"]) * channels * 4 > 4 << 20
     values = random_values(alphas, 1)
     one = splat.unproject(values, meta)
     many = splat.unproject(values.expand(*values.shape[:-1], channels), meta)

@@ -10,10 +10,10 @@
 
 namespace pyext::PYEXT_ISA {
 
-constexpr int64_t kSlotBytes = int64_t(256) << 20;  // of one band
-constexpr int64_t kRanks = 512;                     // Gaussians per task
-constexpr int64_t kRanksAhead = 8;
-constexpr int64_t kSlotsAhead = 64;  // slots lie anywhere: ask for them early
+// Of one band: few enough to be found in a cache again, unless that made more than eight bands.
+constexpr int64_t kSlotBytes = int64_t(4) << 20;
+constexpr int64_t kMostBands = 8;
+constexpr int64_t kPerTask = 2048;  // Gaussians, or entries
 
 // The lists, and the entries of every Gaussian in them: see BinArgs.
 struct SlotLists {
@@ -41,11 +41,6 @@ struct SlotBand {
   int64_t width, begin, end;
 
   T* slot(int64_t entry) const { return slots + (entry - begin) * width; }
-  void prefetch(int64_t entry) const {
-    if (entry >= end || entry < begin) return;
-    __builtin_prefetch(slot(entry));
-    __builtin_prefetch(slot(entry) + width - 1);
-  }
   // sums [width, rounded up to whole vectors] of `count` entries.
   void sum(const int32_t* entries, int64_t count, T* sums) const {
     for (int64_t k = 0; k < width; k += kLanes) {
@@ -56,24 +51,77 @@ struct SlotBand {
   }
 };
 
-// Calls take(id, sums) for those Gaussians of ranks [first, last) that have entries in the band,
-// and some time before that prefetch(id); cursors [ranks] say how far earlier bands came.
-template <class T, class Prefetch, class Take>
-void gather_band(const SlotLists& lists, const SlotBand<T>& band, int64_t first, int64_t last,
-                 int64_t* cursors, T* sums, Prefetch prefetch, Take take) {
-  const int64_t total = lists.starts[lists.ranks];
-  for (int64_t r = first; r < last; ++r) {
-    if (r + kRanksAhead < last) prefetch(lists.order[r + kRanksAhead]);
-    int64_t cursor = cursors[r];
-    const int64_t begin = cursor;
-    for (; cursor < lists.starts[r + 1] && lists.entries_of[cursor] < band.end; ++cursor)
-      if (cursor + kSlotsAhead < total) band.prefetch(lists.entries_of[cursor + kSlotsAhead]);
-    cursors[r] = cursor;
-    if (cursor == begin) continue;
-    band.sum(lists.entries_of + begin, cursor - begin, sums);
-    take(lists.order[r], sums);
-  }
+// Calls body(first, last, worker) for tasks that share [0, count).
+template <class Body>
+void in_tasks(int64_t count, Body body) {
+  auto task = [&](int64_t index, int worker) {
+    const int64_t last = (index + 1) * kPerTask;
+    body(index * kPerTask, last < count ? last : count, worker);
+  };
+  parallel_tasks((count + kPerTask - 1) / kPerTask, task);
 }
+
+// Adds the slots of a band. Gaussians are taken by the first tile of the band that they reach, not
+// by depth: neighbours then read the same tiles' slots, front to back.
+template <class T>
+struct Gather {
+  const SlotLists& lists;
+  const SlotBand<T>& band;
+  int64_t* cursors;  // [ranks]: how far earlier bands came
+  int32_t* owners;   // [entries of the band]: the rank of whom this entry is the first, or -1
+
+  void find_owners() const {
+    memset(owners, -1, size_t(band.end - band.begin) * sizeof(int32_t));
+    in_tasks(lists.ranks, [&](int64_t first, int64_t last, int) {
+      for (int64_t r = first; r < last; ++r) {
+        if (cursors[r] == lists.starts[r + 1]) continue;
+        const int64_t entry = lists.entries_of[cursors[r]];
+        if (entry < band.end) owners[entry - band.begin] = int32_t(r);
+      }
+    });
+  }
+
+  void prefetch_slots(int64_t r) const {
+    for (int64_t i = cursors[r]; i < lists.starts[r + 1]; ++i) {
+      if (lists.entries_of[i] >= band.end) return;
+      const T* slot = band.slot(lists.entries_of[i]);
+      __builtin_prefetch(slot);
+      __builtin_prefetch(slot + band.width - 1);
+    }
+  }
+
+  // Calls take(id, sums) for the owners of some entries, and before that prefetch(id).
+  template <class Prefetch, class Take>
+  void add(int64_t first, int64_t last, T* sums, Prefetch prefetch, Take take) const {
+    constexpr int64_t kAhead = 8;
+    int32_t ranks[kPerTask];
+    int64_t count = 0;
+    for (int64_t i = first; i < last; ++i) {
+      ranks[count] = owners[i];
+      count += owners[i] >= 0;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      if (i + 2 * kAhead < count) {
+        const int64_t r = ranks[i + 2 * kAhead];
+        __builtin_prefetch(lists.order + r);
+        __builtin_prefetch(lists.starts + r + 1);
+        __builtin_prefetch(cursors + r, 1);
+      }
+      if (i + kAhead < count) {
+        const int64_t r = ranks[i + kAhead];
+        __builtin_prefetch(lists.entries_of + cursors[r]);
+        prefetch(lists.order[r]);
+      }
+      if (i + kAhead / 2 < count) prefetch_slots(ranks[i + kAhead / 2]);
+      const int64_t r = ranks[i], begin = cursors[r], end = lists.starts[r + 1];
+      int64_t cursor = begin;
+      while (cursor < end && lists.entries_of[cursor] < band.end) ++cursor;
+      cursors[r] = cursor;
+      band.sum(lists.entries_of + begin, cursor - begin, sums);
+      take(lists.order[r], sums);
+    }
+  }
+};
 
 // Calls fill(tile, worker, slots) for every tile that has entries, with its slots [entries, width]
 // zeroed, and take(id, sums [width]) for every Gaussian that has some: more than once if there is
@@ -81,12 +129,15 @@ void gather_band(const SlotLists& lists, const SlotBand<T>& band, int64_t first,
 template <class T, class Fill, class Prefetch, class Take>
 void sum_slots(const SlotLists& lists, int64_t width, const Context& context, Fill fill,
                Prefetch prefetch, Take take) {
-  const Bands bands{lists.tile_offsets, lists.tiles, kSlotBytes / (width * int64_t(sizeof(T)))};
+  const int64_t entries = lists.tile_offsets[lists.tiles];
+  const int64_t fit = kSlotBytes / (width * int64_t(sizeof(T))), share = entries / kMostBands;
+  const Bands bands{lists.tile_offsets, lists.tiles, fit > share ? fit : share};
   const int64_t padded = (width + kLanes - 1) / kLanes * kLanes;
   auto allocate = [&](int64_t bytes) { return context.scratch(context.owner, bytes); };
   // A vector is read from every slot: the last ones reach beyond the end.
   auto* slots = static_cast<T*>(allocate((bands.widest() * width + kLanes) * int64_t(sizeof(T))));
   auto* sums = static_cast<T*>(allocate(thread_count() * padded * int64_t(sizeof(T))));
+  auto* owners = static_cast<int32_t*>(allocate(bands.widest() * int64_t(sizeof(int32_t))));
   auto* cursors = static_cast<int64_t*>(allocate(lists.ranks * int64_t(sizeof(int64_t))));
   memcpy(cursors, lists.starts, size_t(lists.ranks) * sizeof(int64_t));
 
@@ -99,12 +150,11 @@ void sum_slots(const SlotLists& lists, int64_t width, const Context& context, Fi
       memset(band.slot(first), 0, size_t(size * width) * sizeof(T));
       fill(t, worker, band.slot(first));
     });
-    auto gather = [&](int64_t index, int worker) {
-      const int64_t last = (index + 1) * kRanks;
-      gather_band(lists, band, index * kRanks, last < lists.ranks ? last : lists.ranks, cursors,
-                  sums + worker * padded, prefetch, take);
-    };
-    parallel_tasks((lists.ranks + kRanks - 1) / kRanks, gather);
+    const Gather<T> gather{lists, band, cursors, owners};
+    gather.find_owners();
+    in_tasks(band.end - band.begin, [&](int64_t first, int64_t last, int worker) {
+      gather.add(first, last, sums + worker * padded, prefetch, take);
+    });
   }
 }
 
