@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import torch
 
+from pyext.interface.side import Projected, make_project
 from pyext.interface.side_tail import make_guided_pool, make_maxavg_pool
 from pyext.ops import _side  # noqa: F401  (registers fake kernels and gradients)
 
 _ops = torch.ops.pyext
 
+project = make_project(_ops.side_project)
 guided_pool = make_guided_pool(_ops.side_guided_pool)
 maxavg_pool = make_maxavg_pool(_ops.side_maxavg_pool)
 
-__all__ = ["guided_pool", "maxavg_pool"]
+__all__ = ["Projected", "guided_pool", "maxavg_pool", "project"]
