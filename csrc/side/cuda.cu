@@ -1,0 +1,17 @@
+// The CUDA backend of `side`. No torch header: pointers, sizes and a stream come in.
+#include "side/cuda/maxavg_pool.cuh"
+#include "side/cuda/missing.cuh"
+
+namespace pyext::side::cuda {
+
+#define PYEXT_SIDE_ENTRY(name, Args) &name<S>,
+template <class S>
+constexpr Kernels<S> kKernels = {PYEXT_SIDE_KERNELS(PYEXT_SIDE_ENTRY)};
+#undef PYEXT_SIDE_ENTRY
+constexpr Backend kBackend = {&kKernels<float>, &kKernels<BFloat16>, &kKernels<Float16>, nullptr};
+
+}  // namespace pyext::side::cuda
+
+extern "C" __attribute__((visibility("default"))) const pyext::side::Backend* pyext_side_cuda() {
+  return &pyext::side::cuda::kBackend;
+}

@@ -1,0 +1,23 @@
+"""Fused side networks: what UniPT, SHERL and their kin are made of, on CPU and CUDA.
+
+Diao et al. 2024, "UniPT: Universal Parallel Tuning for Transfer Learning with Efficient Parameter
+and Memory" and "SHERL: Synthesizing High Accuracy and Efficient Memory for Resource-Limited
+Transfer Learning". float32, bfloat16 and float16 are computed and summed in float32, float64 in
+float64; a result is the same bits on any number of threads.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pyext.interface.side import Projected, make_project
+from pyext.interface.side_tail import make_guided_pool, make_maxavg_pool
+from pyext.ops import _side  # noqa: F401  (registers fake kernels and gradients)
+
+_ops = torch.ops.pyext
+
+project = make_project(_ops.side_project)
+guided_pool = make_guided_pool(_ops.side_guided_pool)
+maxavg_pool = make_maxavg_pool(_ops.side_maxavg_pool)
+
+__all__ = ["Projected", "guided_pool", "maxavg_pool", "project"]
