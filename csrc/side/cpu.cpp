@@ -1,9 +1,11 @@
 // The CPU backend of `side`, compiled once per instruction set (PYEXT_ISA names it).
 #include "side/cpu/activate.h"
+#include "side/cpu/gated.h"
 #include "side/cpu/guided_pool.h"
 #include "side/cpu/maxavg_pool.h"
 #include "side/cpu/project.h"
 #include "side/cpu/spans.h"
+#include "side/cpu/up.h"
 
 namespace pyext::PYEXT_ISA {
 

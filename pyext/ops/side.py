@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import torch
 
-from pyext.interface.side import Projected, make_project
-from pyext.interface.side_tail import make_guided_pool, make_maxavg_pool
+from pyext.interface.side import Projected, make_project, make_project_gated
+from pyext.interface.side_tail import make_guided_pool, make_maxavg_pool, make_up
 from pyext.ops import _side  # noqa: F401  (registers fake kernels and gradients)
 
 _ops = torch.ops.pyext
 
 project = make_project(_ops.side_project)
+project_gated = make_project_gated(_ops.side_project_gated)
+up = make_up(_ops.side_up)
 guided_pool = make_guided_pool(_ops.side_guided_pool)
 maxavg_pool = make_maxavg_pool(_ops.side_maxavg_pool)
 
-__all__ = ["Projected", "guided_pool", "maxavg_pool", "project"]
+__all__ = ["Projected", "guided_pool", "maxavg_pool", "project", "project_gated", "up"]

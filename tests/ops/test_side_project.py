@@ -27,7 +27,12 @@ FACTOR = 16  # gradients go through a product, a norm and a second product
 
 
 def inputs(
-    batch: int, tokens: int, widths: tuple[int, ...], d: int, dtype: torch.dtype, packed: bool = False
+    batch: int,
+    tokens: int,
+    widths: tuple[int, ...],
+    d: int,
+    dtype: torch.dtype,
+    packed: bool = False,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     lead = (batch * tokens,) if packed else (batch, tokens)
     x = [random(*lead, D, seed=k, dtype=dtype) for k, D in enumerate(widths)]
@@ -144,7 +149,8 @@ def test_threads(dtype):
 
         def run():
             outputs, grads = gradients(
-                lambda: side.project(x, w, bias, norm="layer", mask=mask, pool=True), [*x, *w, *bias]  # noqa: B023
+                lambda: side.project(x, w, bias, norm="layer", mask=mask, pool=True),
+                [*x, *w, *bias],  # noqa: B023
             )
             return [*outputs, *grads]
 

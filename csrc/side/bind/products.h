@@ -1,6 +1,6 @@
-// Products of matrices by the vendor's library, in blocks of rows. On a CPU each block is multiplied
-// by one thread, which then finishes it while it is in its cache; blocks depend on shapes alone, and
-// so does every bit of the results. On a device a block is all there is.
+// Products of matrices by the vendor's library, in blocks of rows. On a CPU each block is
+// multiplied by one thread, which then finishes it while it is in its cache; blocks depend on
+// shapes alone, and so does every bit of the results. On a device a block is all there is.
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -72,8 +72,22 @@ inline bool copied(const Tensor& x, Activation act) {
 // copy = act(rows), in the type that products take.
 template <class S>
 void activate_into(const Tensor& copy, const Tensor& rows, Activation act, const Context& context) {
-  kernels_for<S>(rows).activate(
-      {rows.numel(), act, pointer<S>(rows), pointer<Product<S>>(copy)}, context);
+  kernels_for<S>(rows).activate({rows.numel(), act, pointer<S>(rows), pointer<Product<S>>(copy)},
+                                context);
+}
+
+// The gradient of a block's rows of x, from that of act(x) w^T.
+template <class S>
+void rows_gradient(Tensor out, const Tensor& g, const Tensor& w, Activation act, const Tensor& x,
+                   const BlockBuffers& buffers, int worker, const Context& context) {
+  if (!copied(x, act)) {
+    at::mm_out(out, g, w);
+    return;
+  }
+  Tensor product = buffers.get(worker, x.size(0), x.size(1));
+  at::mm_out(product, g, w);
+  kernels_for<S>(x).activate_backward(
+      {x.numel(), act, pointer<S>(x), pointer<Product<S>>(product), pointer<S>(out)}, context);
 }
 
 // A gradient of weights [d, D] = g [R, d]^T x [R, D] is made in parts of its rows.

@@ -1,4 +1,5 @@
 // Torch ops: K taps projected to one width, and the gradient.
+#include "side/bind/sums.h"
 #include "side/bind/taps.h"
 
 namespace pyext::side {
@@ -11,7 +12,7 @@ struct Projection {
   Activation pre_act, post_act;
   bool layer_norm, batch_norm, token;
   double eps;
-  Tensor mask;   // [R] bool or undefined
+  Tensor mask;  // [R] bool or undefined
   Blocks blocks;
   Spans spans;
   Tensor span_ends, sample_spans, samples;  // where the kernels can read them
@@ -124,27 +125,11 @@ struct HSums {
     a.rows = pointer<S>(h) + p.taps.first(k, p.token);
     a.mask = pointer<bool>(p.mask);
     a.sums = pointer<Wide<S>>(sums) + at;
-    a.squares = squares.defined() ? pointer<Wide<S>>(squares) + at : nullptr;
+    a.others = a.rows;
+    a.products = squares.defined() ? pointer<Wide<S>>(squares) + at : nullptr;
     kernels_for<S>(h).span_sums(a, context);
   }
 };
-
-// out[g, k] = scale[g] * sum over the spans of group g of sums [K, spans, d], for every tap.
-template <class S>
-void join(const Tensor& sums, const Tensor& group_ends, const Tensor& scale, const Tensor& out,
-          const Context& context) {
-  const int64_t K = sums.size(0), d = sums.size(2), groups = group_ends.numel() - 1;
-  for (int64_t k = 0; k < K; ++k)
-    kernels_for<S>(sums).join_spans(
-        {d, groups, pointer<int64_t>(group_ends), pointer<Wide<S>>(sums) + k * sums.size(1) * d,
-         pointer<Wide<S>>(scale), pointer<Wide<S>>(out) + k * d, K * d},
-        context);
-}
-
-// One group of all spans.
-Tensor all_spans(const Tensor& like, int64_t spans) {
-  return on_device_of(like, std::vector<int64_t>{0, spans});
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> side_project(
     at::TensorList x, at::TensorList w, at::TensorList bias, c10::string_view pre_act,
@@ -206,7 +191,8 @@ class ProjectBackward {
     constexpr int64_t kBufferBytes = int64_t(64) << 20;
     const Taps& t = p_.taps;
     const int64_t row = t.d * int64_t(sizeof(Product<S>));
-    const int64_t group = std::clamp<int64_t>(kBufferBytes / std::max<int64_t>(t.R * row, 1), 1, t.K);
+    const int64_t group =
+        std::clamp<int64_t>(kBufferBytes / std::max<int64_t>(t.R * row, 1), 1, t.K);
     const Tensor g_u = empty({group, t.R, t.d}, p_.products());
     const bool copy = copied(t.like(), p_.pre_act);
     const Tensor copies = empty({copy ? group : 0, t.R * t.widest()}, p_.products());
@@ -230,19 +216,14 @@ class ProjectBackward {
     const BlockBuffers products(p_.blocks, again ? t.d : 0, p_.products());
     const BlockBuffers g_rows(p_.blocks, copied(t.like(), p_.pre_act) ? t.widest() : 0,
                               p_.products());
-    // Sums of rows, by blocks on a CPU and by spans on a device.
-    const bool device = is_device(t.like());
-    const int64_t parts = device ? p_.spans.count() : p_.blocks.count;
-    std::vector<int64_t> ends;
-    for (int64_t b = 0; b <= p_.blocks.count; ++b) ends.push_back(std::min(b * p_.blocks.step, t.R));
-    const Tensor part_ends = device ? p_.span_ends : on_device_of(t.like(), ends);
-    const Tensor sums = g_bias.defined() ? at::empty({count, parts, t.d}, p_.wide()) : Tensor();
+    const ColumnSums sums(p_.blocks, g_bias.defined() ? count : 0, t.d, t.like());
     run_products(t.like(), count * p_.blocks.count, [&](int64_t index, int worker) {
       const int64_t i = index % count, k = first + i, block = index / count;
       const int64_t row = p_.blocks.first(block), size = p_.blocks.size(block);
       Tensor copy;
       if (copies.size(0))
-        copy = copies[i].narrow(0, 0, t.R * t.width(k)).view({t.R, t.width(k)}).narrow(0, row, size);
+        copy =
+            copies[i].narrow(0, 0, t.R * t.width(k)).view({t.R, t.width(k)}).narrow(0, row, size);
       const Tensor x = p_.rows<S>(k, block, copy, context);
       Tensor product;
       if (again) {
@@ -251,13 +232,12 @@ class ProjectBackward {
       }
       const Tensor g = g_u[i].narrow(0, row, size);
       kernels_for<S>(t.like()).project_backward(args<S>(k, block, product, g), context);
-      if (sums.defined())
-        add_rows<S>(g_u[i], part_ends, device ? 0 : block, device ? parts : block + 1, sums[i],
-                    context);
-      if (g_x[size_t(k)].numel()) to_x<S>(k, block, g, g_rows, worker, context);
+      sums.add<Product<S>>(i, block, g, {}, context);
+      if (g_x[size_t(k)].numel())
+        rows_gradient<S>(g_x[size_t(k)].narrow(0, row, size), g, t.w[size_t(k)], p_.pre_act,
+                         t.x[size_t(k)].narrow(0, row, size), g_rows, worker, context);
     });
-    if (sums.defined())
-      join<S>(sums, all_spans(t.like(), parts), {}, g_bias.narrow(0, first, count), context);
+    if (g_bias.defined()) sums.join<S>(g_bias.narrow(0, first, count), {}, context);
   }
 
   template <class S>
@@ -276,40 +256,6 @@ class ProjectBackward {
     if (g_squares.defined()) a.g_squares = pointer<Wide<S>>(g_squares) + k * t.d;
     a.g_product = pointer<Product<S>>(g);
     return a;
-  }
-
-  template <class S>
-  void add_rows(const Tensor& g, const Tensor& ends, int64_t first, int64_t last,
-                const Tensor& sums, const Context& context) const {
-    using P = Product<S>;
-    const int64_t d = p_.taps.d;
-    SpanSumsArgs<P> a{};
-    a.channels = d;
-    a.spans = last - first;
-    a.ends = pointer<int64_t>(ends) + first;
-    a.at = {p_.taps.R, 0, d};
-    a.rows = pointer<P>(g);
-    a.sums = pointer<Wide<S>>(sums) + first * d;
-    kernels_for<P>(g).span_sums(a, context);
-  }
-
-  // The gradient of a block's rows of x.
-  template <class S>
-  void to_x(int64_t k, int64_t block, const Tensor& g, const BlockBuffers& buffers, int worker,
-            const Context& context) const {
-    const int64_t row = p_.blocks.first(block), size = p_.blocks.size(block);
-    Tensor out = g_x[size_t(k)].narrow(0, row, size);
-    const Tensor& w = p_.taps.w[size_t(k)];
-    if (!copied(out, p_.pre_act)) {
-      at::mm_out(out, g, w);
-      return;
-    }
-    Tensor product = buffers.get(worker, size, w.size(1));
-    at::mm_out(product, g, w);
-    const Tensor x = p_.taps.x[size_t(k)].narrow(0, row, size);
-    kernels_for<S>(x).activate_backward(
-        {x.numel(), p_.pre_act, pointer<S>(x), pointer<Product<S>>(product), pointer<S>(out)},
-        context);
   }
 
   template <class S>
@@ -350,14 +296,15 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> side_p
   b.g_squares = optional_sums(g_squares, "g_squares", t, {t.K, t.d});
   b.g_pool = optional_sums(g_pool, "g_pool", t, {p.sample_count(), t.K, t.d});
   Scratch scratch(t.like());
-  dispatch(t.like(), "x", [&](auto zero) {
-    b.run<decltype(zero)>(context_for(t.like(), scratch));
-  });
+  dispatch(t.like(), "x",
+           [&](auto zero) { b.run<decltype(zero)>(context_for(t.like(), scratch)); });
   std::vector<Tensor> g_x, g_w, g_bias;
   for (int64_t k = 0; k < t.K; ++k) {
     g_w.push_back(b.g_w[size_t(k)].to(t.like().scalar_type()));
-    if (need_x[size_t(k)]) g_x.push_back(b.g_x[size_t(k)].view(x[size_t(k)].sizes()));
-    else g_x.push_back(at::empty({0}, t.like().options()));
+    if (need_x[size_t(k)])
+      g_x.push_back(b.g_x[size_t(k)].view(x[size_t(k)].sizes()));
+    else
+      g_x.push_back(at::empty({0}, t.like().options()));
     if (b.g_bias.defined()) g_bias.push_back(b.g_bias[k].to(t.like().scalar_type(), false, true));
   }
   return {g_x, g_w, g_bias};

@@ -9,12 +9,6 @@ std::string numbered(const char* name, size_t k) {
   return std::string(name) + "[" + std::to_string(k) + "]";
 }
 
-template <class T>
-Tensor copy_to(const Tensor& like, const std::vector<T>& values, at::ScalarType type) {
-  const Tensor host = at::from_blob(const_cast<T*>(values.data()), {int64_t(values.size())}, type);
-  return host.to(like.device(), type, false, true);
-}
-
 }  // namespace
 
 Taps::Taps(at::TensorList x_, at::TensorList w_, bool packed) : K(int64_t(x_.size())) {
@@ -93,19 +87,13 @@ std::vector<int64_t> sequence_ends(const Tensor& cu_seqlens, const Tensor& like,
       dense_integers(cu_seqlens, "cu_seqlens", at::kInt, like, "x", {-1}).cpu().to(at::kLong);
   const auto* begin = ends.data_ptr<int64_t>();
   const std::vector<int64_t> list(begin, begin + ends.numel());
-  TORCH_CHECK_VALUE(list.size() >= 2, "cu_seqlens: expected the ends of at least one sequence, got ",
-                    list.size(), " of them");
-  TORCH_CHECK_VALUE(list.front() == 0 && list.back() == tokens &&
-                        std::is_sorted(list.begin(), list.end()),
-                    "cu_seqlens: expected ends that rise from 0 to ", tokens, ", got ", ends);
+  TORCH_CHECK_VALUE(list.size() >= 2,
+                    "cu_seqlens: expected the ends of at least one sequence, got ", list.size(),
+                    " of them");
+  TORCH_CHECK_VALUE(
+      list.front() == 0 && list.back() == tokens && std::is_sorted(list.begin(), list.end()),
+      "cu_seqlens: expected ends that rise from 0 to ", tokens, ", got ", ends);
   return list;
-}
-
-Tensor on_device_of(const Tensor& like, const std::vector<int64_t>& values) {
-  return copy_to(like, values, at::kLong);
-}
-Tensor on_device_of(const Tensor& like, const std::vector<int32_t>& values) {
-  return copy_to(like, values, at::kInt);
 }
 
 }  // namespace pyext::side

@@ -52,8 +52,4 @@ struct Spans {
 // The ends [B + 1] of sequences, checked: they rise from 0 to `tokens`. Waits for the device.
 std::vector<int64_t> sequence_ends(const Tensor& cu_seqlens, const Tensor& like, int64_t tokens);
 
-// A list of integers where the kernels can read it.
-Tensor on_device_of(const Tensor& like, const std::vector<int64_t>& values);
-Tensor on_device_of(const Tensor& like, const std::vector<int32_t>& values);
-
 }  // namespace pyext::side

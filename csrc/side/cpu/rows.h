@@ -34,8 +34,7 @@ PYEXT_INLINE typename V::Scalar row_sum(int64_t channels, Value value) {
     even = even + value(i, AllLanes());
     odd = odd + value(i + kLanes, AllLanes());
   }
-  for_each_lanes(channels - i,
-                 [&](int64_t j, auto lanes) { even = even + value(i + j, lanes); });
+  for_each_lanes(channels - i, [&](int64_t j, auto lanes) { even = even + value(i + j, lanes); });
   return (even + odd).sum();
 }
 
@@ -63,8 +62,8 @@ PYEXT_INLINE void norm_backward(int64_t channels, typename V::Scalar rstd, const
                                 const Normed& xhat, Store store) {
   using T = typename V::Scalar;
   const V mean(row_sum<V>(channels, g) / T(channels));
-  const T product = row_sum<V>(
-      channels, [&](int64_t i, auto lanes) { return g(i, lanes) * xhat(i, lanes); });
+  const T product =
+      row_sum<V>(channels, [&](int64_t i, auto lanes) { return g(i, lanes) * xhat(i, lanes); });
   const V along(product / T(channels));
   for_each_lanes(channels, [&](int64_t i, auto lanes) {
     store(i, lanes, (g(i, lanes) - mean - xhat(i, lanes) * along) * V(rstd));
