@@ -54,10 +54,10 @@ def input_name(shape: Shape | Pool, dtype: torch.dtype) -> str:
 
 def cases() -> Iterator[Case]:
     """Networks forward and both ways, then pooling, whose bar is on its forward."""
-    for shape, dtype, passes in (
-        *product(SHAPES, DTYPES, PASSES),
-        *product(POOLS, DTYPES, [FORWARD]),
-    ):
+    shapes: tuple[Shape | Pool, ...] = (*SHAPES, *POOLS)
+    for shape, dtype, passes in product(shapes, DTYPES, PASSES):
+        if isinstance(shape, Pool) and passes != FORWARD:
+            continue
         yield Case(
             input=input_name(shape, dtype),
             stage=passes,
@@ -128,7 +128,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
         worst(f"{FORWARD}, {products}", ratios(SHAPES, FORWARD, OURS, LIMIT), "<=", 1.2),
         worst(f"{BOTH}, {products}", ratios(SHAPES, BOTH, OURS, LIMIT), "<=", 1.3),
         worst(f"{BOTH}, {faster} eager", ratios(SHAPES, BOTH, EAGER, OURS), ">=", 1.25),
-        worst(f"the same of VSE text", ratios([VSE_TEXT], BOTH, EAGER, OURS), ">=", 1.5),
+        worst("the same of VSE text", ratios([VSE_TEXT], BOTH, EAGER, OURS), ">=", 1.5),
         worst(f"{BOTH}, {faster} torch.compile", ratios(SHAPES, BOTH, COMPILED, OURS), ">=", 1),
         worst(f"bfloat16, {faster} float32", gain, ">=", 1.5),
         worst("guided pooling, times one read", ratios(POOLS, FORWARD, OURS, LIMIT), "<=", 2),

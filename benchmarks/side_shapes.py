@@ -24,10 +24,10 @@ class Shape:
     channels: int  # D
     width: int  # d
     out: int  # E
-    gated: bool = False  # down-projections
     inner: tuple[int, ...] | None = None  # widths between the maps of Proj; None: no Proj
     text: int = 0  # how many tokens, from the first, may be padding
     up_act: str = "relu"
+    gated: bool = False  # down-projections
 
     @property
     def tail(self) -> list[int]:
@@ -41,11 +41,11 @@ class Shape:
         return f"{self.name} ({', '.join(named)})"
 
 
-VSE_TEXT = Shape("UniPT, VSE text", "unipt", 32, 32, 13, 768, 512, 1024, inner=(), text=32)
+VSE_TEXT = Shape("UniPT, VSE text", "unipt", 32, 32, 13, 768, 512, 1024, (), 32)
 SHAPES = (
     VSE_TEXT,
-    Shape("UniPT, CLIP-ViL", "unipt", 4, 260, 13, 768, 384, 768, inner=(768,), text=20, up_act="none"),
-    Shape("UniPT, ViT-B/16", "unipt", 4, 197, 13, 768, 384, 768, inner=()),
+    Shape("UniPT, CLIP-ViL", "unipt", 4, 260, 13, 768, 384, 768, (768,), 20, "none"),
+    Shape("UniPT, ViT-B/16", "unipt", 4, 197, 13, 768, 384, 768, ()),
     Shape("SHERL, T5-base encoder", "sherl", 8, 128, 10, 768, 192, 768, gated=True),
     Shape("SHERL, ViT-B/16", "sherl", 4, 197, 12, 768, 384, 768),
 )  # fmt: skip
@@ -62,7 +62,9 @@ class Pool:
     r: int
 
     def __str__(self) -> str:
-        return f"{self.name} (B {self.batch}, {self.channels} x {self.side} x {self.side} by {self.r})"
+        return (
+            f"{self.name} (B {self.batch}, {self.channels} x {self.side} x {self.side} by {self.r})"
+        )
 
 
 # ResNeXt's first three stages on a picture of 512 x 512.
