@@ -28,7 +28,15 @@ PASSES = (FORWARD, BOTH)
 OURS, EAGER, COMPILED, LIMIT = "pyext", "eager", "torch.compile", "limit"
 DTYPES = (torch.float32, torch.bfloat16)
 THREADS = (1, 2)  # that the claims are about
-TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+# A forward is continuous: a few roundings. A gradient jumps where rounding carries the argument of a
+# ReLU over zero: one of n that does so moves it by 1 / sqrt(n) of its norm, n being 10^5 and more; in
+# bfloat16 a share of them as large as its rounding does so, which moves it by that share's root.
+TOLERANCES = {
+    (torch.float32, FORWARD): 1e-5,
+    (torch.float32, BOTH): 5e-3,
+    (torch.bfloat16, FORWARD): 1e-2,
+    (torch.bfloat16, BOTH): 1e-1,
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ def cases() -> Iterator[Case]:
             stage=passes,
             work=side_work.least(shape, dtype, backward=passes == BOTH),
             data=Problem(shape, dtype, passes),
-            tolerance=TOLERANCES[dtype],
+            tolerance=TOLERANCES[dtype, passes],
         )
 
 
@@ -167,7 +175,7 @@ FAMILY = Family(
     name="side",
     baseline=EAGER,
     seconds=150,
-    tolerance=TOLERANCES[torch.float32],
+    tolerance=TOLERANCES[torch.float32, FORWARD],
     cases=cases,
     expected=expected,
     claims=claims,

@@ -202,7 +202,8 @@ def _down(shape: Shape, values: Values) -> Down | GatedDown:
 
 
 def _gate(shape: Shape, values: Values) -> Gate:
-    return Gate(values(shape.width, scale=shape.width**-0.5), values(1, scale=0.1))
+    # SHERL divides by the sum of what passes a ReLU: the bias keeps that away from zero.
+    return Gate(values(shape.width, scale=shape.width**-0.5), values(1, scale=0.1, around=1.0))
 
 
 def _proj(shape: Shape, values: Values) -> Proj | None:
