@@ -28,9 +28,9 @@ PASSES = (FORWARD, BOTH)
 OURS, EAGER, COMPILED, LIMIT = "pyext", "eager", "torch.compile", "limit"
 DTYPES = (torch.float32, torch.bfloat16)
 THREADS = (1, 2)  # that the claims are about
-# A forward is continuous: a few roundings. A gradient jumps where rounding carries the argument of a
-# ReLU over zero: one of n that does so moves it by 1 / sqrt(n) of its norm, n being 10^5 and more; in
-# bfloat16 a share of them as large as its rounding does so, which moves it by that share's root.
+# A forward is continuous: a few roundings. A gradient jumps where rounding carries the argument of
+# a ReLU over zero: if one of n does so, by 1 / sqrt(n) of its norm, and n is 10^5 and more; in
+# bfloat16 a share of them does so that is as large as its rounding: by the root of that.
 TOLERANCES = {
     (torch.float32, FORWARD): 1e-5,
     (torch.float32, BOTH): 5e-3,

@@ -28,7 +28,7 @@ def small(shape):
     """The same kind of network or pooling, at small sizes."""
     if isinstance(shape, Pool):
         return replace(shape, batch=2, channels=6, side=4 * shape.r)
-    sizes = {"batch": 2, "tokens": 9, "taps": 3, "channels": 8, "width": 6, "out": 7}
+    sizes = {"batch": 2, "tokens": 9, "taps": 3, "channels": 8, "width": 6, "out": 8}
     inner = shape.inner and tuple(10 for _ in shape.inner)
     return replace(shape, **sizes, inner=inner, text=min(shape.text, 5))
 
@@ -56,14 +56,11 @@ def test_the_limit_multiplies_as_much_as_is_counted(shape, passes, monkeypatch):
 
 @of_small_shapes
 @both_passes
-def test_the_reference_multiplies_as_much_and_what_weighs_the_taps(shape, passes, monkeypatch):
+def test_the_reference_multiplies_as_much_and_for_similarities_of_taps(shape, passes, monkeypatch):
     (case,) = small_cases(monkeypatch, [shape], [torch.float32], passes)
-    mixed, samples = shape.taps - 1, shape.batch
-    if shape.method == "sherl":  # relevance and similarities, token by token
-        samples *= shape.tokens
-        mixed += mixed**2
-    weighing = 2 * samples * mixed * shape.width * (1 if passes == FORWARD else 3)
-    assert operations(side.eager(case)) == case.work.flops + weighing
+    similarities = 2 * shape.batch * shape.tokens * (shape.taps - 1) ** 2 * shape.width
+    own = similarities * (1 if passes == FORWARD else 3) if shape.method == "sherl" else 0
+    assert operations(side.eager(case)) == case.work.flops + own
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
