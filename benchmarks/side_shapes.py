@@ -67,11 +67,12 @@ class Pool:
         )
 
 
-# ResNeXt's first three stages on a picture of 512 x 512.
+# The first three stages of ResNeXt on 512 x 512, as many pictures as make 64 MiB of float32:
+# as in a batch of the published size, a map is not in a cache when it is read.
 POOLS = (
-    Pool("guided pooling, stage 1", 2, 256, 128, 8),
-    Pool("guided pooling, stage 2", 2, 512, 64, 4),
-    Pool("guided pooling, stage 3", 2, 1024, 32, 2),
+    Pool("guided pooling, stage 1", 4, 256, 128, 8),
+    Pool("guided pooling, stage 2", 8, 512, 64, 4),
+    Pool("guided pooling, stage 3", 16, 1024, 32, 2),
 )
 
 

@@ -83,7 +83,7 @@ def test_bytes_are_those_of_taps_matrices_and_result():
 def test_pooling_reads_maps_and_guide_and_writes_tokens():
     pool = POOLS[0]
     work = side_work.least(pool, torch.bfloat16, backward=False)
-    assert work.bytes == 2 * 2 * 256 * (128 * 128 + 2 * 16 * 16)
+    assert work.bytes == 2 * 4 * 256 * (128 * 128 + 2 * 16 * 16)
 
 
 # Cases and arms
