@@ -1,4 +1,5 @@
 // The CPU backend of `side`, compiled once per instruction set (PYEXT_ISA names it).
+#include "side/cpu/guided_pool.h"
 #include "side/cpu/maxavg_pool.h"
 
 namespace pyext::PYEXT_ISA {

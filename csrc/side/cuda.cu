@@ -1,5 +1,6 @@
 // The CUDA backend of `side`. No torch header: pointers, sizes and a stream come in.
 #include "side/cuda/maxavg_pool.cuh"
+#include "side/cuda/missing.cuh"
 
 namespace pyext::side::cuda {
 

@@ -21,8 +21,29 @@ struct MaxavgPoolArgs {
   S* y;        // [B, H / r * W / r, C] out
 };
 
+template <class S>
+struct GuidedPoolArgs {
+  int64_t batches, channels, height, width, rows, columns;  // windows: rows x columns
+  double eps;
+  const S* x;      // [B, C, H, W]
+  const S* guide;  // [B, C, rows, columns]
+  S* y;            // [B, rows * columns, C] out
+  Wide<S>* score;  // [B, H, W] out: of a place with its window's guide, before the ReLU
+};
+
+template <class S>
+struct GuidedPoolBackwardArgs {
+  GuidedPoolArgs<S> forward;  // inputs and the forward's score; y is not read
+  const S* g_y;               // [B, rows * columns, C]
+  S* g_guide;                 // [B, C, rows, columns] out
+  S* g_x;                     // [B, C, H, W] out or null
+};
+
 // The kernels of a backend, one line an op: X(name, type of its arguments).
-#define PYEXT_SIDE_KERNELS(X) X(maxavg_pool, MaxavgPoolArgs)
+#define PYEXT_SIDE_KERNELS(X)    \
+  X(maxavg_pool, MaxavgPoolArgs) \
+  X(guided_pool, GuidedPoolArgs) \
+  X(guided_pool_backward, GuidedPoolBackwardArgs)
 
 template <class S>
 struct Kernels {

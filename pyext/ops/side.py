@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import torch
 
-from pyext.interface.side_tail import make_maxavg_pool
+from pyext.interface.side_tail import make_guided_pool, make_maxavg_pool
 from pyext.ops import _side  # noqa: F401  (registers fake kernels and gradients)
 
 _ops = torch.ops.pyext
 
+guided_pool = make_guided_pool(_ops.side_guided_pool)
 maxavg_pool = make_maxavg_pool(_ops.side_maxavg_pool)
 
-__all__ = ["maxavg_pool"]
+__all__ = ["guided_pool", "maxavg_pool"]
