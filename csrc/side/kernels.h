@@ -11,6 +11,7 @@
 
 #include "core/context.h"
 #include "core/half.h"
+#include "side/mixing.h"
 
 namespace pyext::side {
 
@@ -41,6 +42,7 @@ struct GuidedPoolBackwardArgs {
 
 // The kernels of a backend, one line an op: X(name, type of its arguments).
 #define PYEXT_SIDE_KERNELS(X)    \
+  PYEXT_SIDE_MIXING_KERNELS(X)   \
   X(maxavg_pool, MaxavgPoolArgs) \
   X(guided_pool, GuidedPoolArgs) \
   X(guided_pool_backward, GuidedPoolBackwardArgs)

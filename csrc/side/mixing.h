@@ -146,4 +146,14 @@ struct AntiredBackwardArgs {
   Wide<S>* g_b;            // [1] out
 };
 
+#define PYEXT_SIDE_MIXING_KERNELS(X)             \
+  X(features, FeaturesArgs)                      \
+  X(features_backward, FeaturesBackwardArgs)     \
+  X(weigh, WeighArgs)                            \
+  X(weigh_backward, WeighBackwardArgs)           \
+  X(confidence, ConfidenceArgs)                  \
+  X(confidence_backward, ConfidenceBackwardArgs) \
+  X(antired, AntiredArgs)                        \
+  X(antired_backward, AntiredBackwardArgs)
+
 }  // namespace pyext::side

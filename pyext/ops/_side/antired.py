@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyext.ops._side.empty import like_activations, like_given, sums_dtype
+from pyext.ops._side.empty import like_activations, like_given
+from pyext.ops._side.refuse import refuse_double_backward
+from pyext.ops._side.wide import wide
 
 _ops = torch.ops.pyext
 
@@ -15,7 +17,7 @@ _ops = torch.ops.pyext
 @torch.library.register_fake("pyext::side_antired")
 def _(g, h, a, c, w, b, eps_l1, eps_l2, add_guide):  # type: ignore[no-untyped-def]
     batch, taps, tokens, d = h.shape
-    beta = h.new_empty((batch, tokens, taps), dtype=sums_dtype(h))
+    beta = h.new_empty((batch, tokens, taps), dtype=wide(h))
     return g.new_empty((batch, tokens, d)), beta
 
 
@@ -42,3 +44,4 @@ def _backward(ctx: Any, g_z: Tensor, _g_beta: Tensor | None) -> tuple[Tensor | N
 
 
 torch.library.register_autograd("pyext::side_antired", _backward, setup_context=_setup)
+refuse_double_backward("side_antired_backward")

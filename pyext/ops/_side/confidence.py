@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyext.ops._side.empty import like_given
+from pyext.ops._side.refuse import refuse_double_backward
 
 _ops = torch.ops.pyext
 
@@ -36,3 +37,4 @@ def _backward(ctx: Any, g_alpha: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("pyext::side_confidence", _backward, setup_context=_setup)
+refuse_double_backward("side_confidence_backward")

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pyext.ops._side.wide import wide
+
 
 def like_given(parameter: Tensor | None, other: Tensor) -> Tensor:
     """A tensor like the parameter; if there is none, an empty one of the type of sums."""
     if parameter is not None:
         return parameter.new_empty(parameter.shape)
-    return other.new_empty(0, dtype=sums_dtype(other))
-
-
-def sums_dtype(tensor: Tensor):  # type: ignore[no-untyped-def]
-    """The type of sums over values of this tensor's type."""
-    import torch
-
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return other.new_empty(0, dtype=wide(other))
 
 
 def like_activations(h: Tensor) -> Tensor:
