@@ -36,9 +36,9 @@ struct FeaturesArgs {
 
 template <class S>
 struct FeaturesBackwardArgs {
-  FeaturesArgs<S> forward;      // its features are not read
-  const Factor<S>* g_features;  // [samples, taps, tokens, d]
-  S* g_h;                       // out
+  FeaturesArgs<S> forward;                          // its features are not read
+  const Factor<S>* g_features;                      // [samples, taps, tokens, d]
+  S* g_h;                                           // out
   int64_t sample_stride, tap_stride, token_stride;  // of g_h
   Wide<S>*g_a, *g_c;   // [taps, d] a sample, out or null: sums over its tokens
   int64_t sum_stride;  // from a sample to the next, of both
@@ -52,7 +52,7 @@ struct FeaturesBackwardArgs {
 template <class S>
 struct WeighArgs {
   int64_t samples, taps, rows, keys;
-  Factor<S>* scores;  // in; weights out
+  Factor<S>* scores;                              // in; weights out
   int64_t sample_stride, tap_stride, row_stride;  // of scores; keys lie side by side
   int64_t first_row;                              // place of row 0 among the keys
   bool causal;
@@ -78,9 +78,7 @@ struct WeighArgs {
   PYEXT_HD int64_t seen(int64_t row) const {
     return causal && first_row + row + 1 < keys ? first_row + row + 1 : keys;
   }
-  PYEXT_HD Wide<S> norm(Wide<S> sum) const {
-    return clamp ? (sum < eps ? eps : sum) : sum + eps;
-  }
+  PYEXT_HD Wide<S> norm(Wide<S> sum) const { return clamp ? (sum < eps ? eps : sum) : sum + eps; }
   // Whether the norm changes with the sum.
   PYEXT_HD bool moves(Wide<S> sum) const { return !clamp || sum > eps; }
   PYEXT_HD Wide<S> scale_of_base(int64_t tap) const {
@@ -106,7 +104,7 @@ struct ConfidenceArgs {
   const Wide<S>*a, *c;    // [K, d] or null
   const Wide<S>* w;       // [d]
   const Wide<S>* b;       // [1]
-  Wide<S>* alpha;  // [B, K] out; read by the backward
+  Wide<S>* alpha;         // [B, K] out; read by the backward
 };
 
 template <class S>
@@ -136,14 +134,14 @@ struct AntiredArgs {
 
 template <class S>
 struct AntiredBackwardArgs {
-  AntiredArgs<S> forward;  // its outputs are not read
-  const S* g_z;            // [B, N, d]
-  S* g_g;                  // [B, N, d] out
-  S* g_h;                  // [B, K, N, d] out
+  AntiredArgs<S> forward;                           // its outputs are not read
+  const S* g_z;                                     // [B, N, d]
+  S* g_g;                                           // [B, N, d] out
+  S* g_h;                                           // [B, K, N, d] out
   int64_t sample_stride, tap_stride, token_stride;  // of g_h
-  Wide<S>*g_a, *g_c;       // [K, d] out or null
-  Wide<S>* g_w;            // [d] out
-  Wide<S>* g_b;            // [1] out
+  Wide<S>*g_a, *g_c;                                // [K, d] out or null
+  Wide<S>* g_w;                                     // [d] out
+  Wide<S>* g_b;                                     // [1] out
 };
 
 #define PYEXT_SIDE_MIXING_KERNELS(X)             \

@@ -114,8 +114,8 @@ struct Attention {
 // Some samples, with some rows and taps.
 struct Part {
   int64_t sample, samples;
-  int64_t batch, begin;     // where they start in q and h
-  int64_t all_rows, keys;   // of a sample
+  int64_t batch, begin;    // where they start in q and h
+  int64_t all_rows, keys;  // of a sample
   int64_t row, rows;
   int64_t tap, taps;
 };
@@ -194,13 +194,14 @@ void accumulate(Tensor& out, const Tensor& a, const Tensor& b, bool first, bool 
                 const at::TensorOptions& wide, Space& space) {
   if (out.scalar_type() == a.scalar_type() && first && last) return multiply(out, a, b, false);
   const bool is_wide = out.dtype() == wide.dtype();
-  Tensor sum = is_wide ? out : Space::of(space.sum, out.numel(), wide)
-                                   .narrow(0, 0, out.numel()).view(out.sizes());
+  Tensor sum =
+      is_wide ? out
+              : Space::of(space.sum, out.numel(), wide).narrow(0, 0, out.numel()).view(out.sizes());
   if (a.dtype() == wide.dtype()) {
     multiply(sum, a, b, !first);
   } else {
-    Tensor term = Space::of(space.term, out.numel(), a.options())
-                      .narrow(0, 0, out.numel()).view(out.sizes());
+    Tensor term =
+        Space::of(space.term, out.numel(), a.options()).narrow(0, 0, out.numel()).view(out.sizes());
     multiply(term, a, b, false);
     first ? sum.copy_(term) : sum.add_(term);
   }
@@ -208,10 +209,10 @@ void accumulate(Tensor& out, const Tensor& a, const Tensor& b, bool first, bool 
 }
 
 struct Gradients {
-  Tensor q;        // like q
-  Tensor h;        // [B, K, N, d]
-  Tensor a, c;     // [B, K, d], sums over a sample's tokens; empty where there is no affine
-  Tensor terms;    // [B, K, M, kTerms], or undefined
+  Tensor q;      // like q
+  Tensor h;      // [B, K, N, d]
+  Tensor a, c;   // [B, K, d], sums over a sample's tokens; empty where there is no affine
+  Tensor terms;  // [B, K, M, kTerms], or undefined
 };
 
 // The products and kernels of one part, in one thread's scratch memory.
@@ -256,8 +257,8 @@ class Worker {
     std::optional<Tensor> placed = in_place(g.h, p);
     const Tensor made =
         placed ? Tensor() : Space::of(space.g_features, stack(p) * columns(p) * in.d, options);
-    Tensor g_keys = placed ? *placed
-                           : matrices(made, 0, stack(p), columns(p) * in.d, columns(p), in.d, in.d);
+    Tensor g_keys =
+        placed ? *placed : matrices(made, 0, stack(p), columns(p) * in.d, columns(p), in.d, in.d);
     Part block = p;
     for (block.row = 0; block.row < p.all_rows; block.row += step) {
       block.rows = std::min(step, p.all_rows - block.row);
@@ -282,8 +283,8 @@ class Worker {
     FeaturesBackwardArgs<S> args{};
     args.forward = features_args(p);
     args.g_features = pointer<F>(made);
-    args.g_h = pointer<S>(g.h) + p.batch * g.h.stride(0) + p.tap * g.h.stride(1) +
-               p.begin * g.h.stride(2);
+    args.g_h =
+        pointer<S>(g.h) + p.batch * g.h.stride(0) + p.tap * g.h.stride(1) + p.begin * g.h.stride(2);
     args.sample_stride = g.h.stride(0);
     args.tap_stride = g.h.stride(1);
     args.token_stride = g.h.stride(2);
@@ -338,9 +339,7 @@ class Worker {
     return args;
   }
 
-  int64_t sum_at(const Part& p) const {
-    return (p.batch * in.K + p.tap) * in.M + p.begin + p.row;
-  }
+  int64_t sum_at(const Part& p) const { return (p.batch * in.K + p.tap) * in.M + p.begin + p.row; }
 
   // `scores` holds `copies` of a part's rows one after another.
   WeighArgs<S> weigh_args(const Part& p, const Tensor& scores, int64_t copies,
@@ -457,12 +456,13 @@ struct TermSums {
 
 using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Grads side_relu_attend_backward(
-    const Tensor& g_z_, const Tensor& rowsum_, const Tensor& q, const Tensor& h,
-    const OptionalTensor& a, const OptionalTensor& c, const OptionalTensor& mask,
-    const OptionalTensor& alpha, const OptionalTensor& score_bias, double rho,
-    const OptionalTensor& base_index, const OptionalTensor& base_scale, double eps,
-    std::string_view eps_mode, bool causal, const OptionalTensor& cu_seqlens) {
+Grads side_relu_attend_backward(const Tensor& g_z_, const Tensor& rowsum_, const Tensor& q,
+                                const Tensor& h, const OptionalTensor& a, const OptionalTensor& c,
+                                const OptionalTensor& mask, const OptionalTensor& alpha,
+                                const OptionalTensor& score_bias, double rho,
+                                const OptionalTensor& base_index, const OptionalTensor& base_scale,
+                                double eps, std::string_view eps_mode, bool causal,
+                                const OptionalTensor& cu_seqlens) {
   const Attention in(q, h, a, c, mask, alpha, score_bias, rho, base_index, base_scale, eps,
                      eps_mode, causal, cu_seqlens);
   Tensor g_z = dense(g_z_, "g_z", in.q, "q", in.result());
@@ -522,16 +522,13 @@ Grads side_relu_attend_backward(
   const auto over_samples = [&](const Tensor& gradient, const Tensor& given) {
     return given.defined() ? ordered_sum(gradient, {0}) : gradient;
   };
-  return {g_q.reshape(q.sizes()).to(q.scalar_type()),
-          g.h,
-          as_given(over_samples(g.a, in.a), a),
-          as_given(over_samples(g.c, in.c), c),
-          sums.alpha,
-          as_given(sums.score_bias, score_bias),
-          as_given(sums.base_scale, base_scale)};
+  return {
+      g_q.reshape(q.sizes()).to(q.scalar_type()), g.h,        as_given(over_samples(g.a, in.a), a),
+      as_given(over_samples(g.c, in.c), c),       sums.alpha, as_given(sums.score_bias, score_bias),
+      as_given(sums.base_scale, base_scale)};
 }
 
-#define PYEXT_ATTEND_INPUTS                                                                   \
+#define PYEXT_ATTEND_INPUTS                                                                     \
   "Tensor q, Tensor h, Tensor? a, Tensor? c, Tensor? mask, Tensor? alpha, Tensor? score_bias, " \
   "float rho, Tensor? base_index, Tensor? base_scale, float eps, str eps_mode, bool causal, "   \
   "Tensor? cu_seqlens"

@@ -79,8 +79,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> side_confidence_backward(
     using S = decltype(zero);
     if (in.d == 0) return;
     const ConfidenceBackwardArgs<S> args{
-        in.args<S>(alpha),    pointer<S>(g_alpha), pointer<S>(g_pool_q), pointer<S>(g_pool),
-        pointer<S>(g_a), pointer<S>(g_c),     pointer<S>(g_w)};
+        in.args<S>(alpha), pointer<S>(g_alpha), pointer<S>(g_pool_q), pointer<S>(g_pool),
+        pointer<S>(g_a),   pointer<S>(g_c),     pointer<S>(g_w)};
     kernels_for<S>(in.pool).confidence_backward(args, context_for(in.pool, scratch));
   });
   return {g_pool_q, g_pool, as_given(g_a, a), as_given(g_c, c), as_given(g_w, w)};

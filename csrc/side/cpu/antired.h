@@ -40,7 +40,7 @@ struct MergeSpace {
   W* row(int64_t k) const { return rows + k * width; }
   int64_t stride() const { return taps + 2; }
   Redundancy<W> redundancy(const AntiredArgs<S>& args) const {
-    return {taps,        stride(), gram,        *args.b, args.eps_l1,
+    return {taps,        stride(), gram,        *args.b,        args.eps_l1,
             args.eps_l2, work,     work + taps, work + 2 * taps};
   }
 
@@ -48,8 +48,8 @@ struct MergeSpace {
     const int64_t d = args.channels;
     const S* g = args.g + (sample * args.tokens + token) * d;
     for (int64_t k = 0; k < taps; ++k) {
-      const S* h = args.h + sample * args.sample_stride + k * args.tap_stride +
-                   token * args.token_stride;
+      const S* h =
+          args.h + sample * args.sample_stride + k * args.tap_stride + token * args.token_stride;
       for_each_lanes(d, [&](int64_t i, int count) {
         WideLanes<S> f = load_wide(h + i, count);
         if (args.a) f = f * load_wide(args.a + k * d + i, count);
@@ -100,10 +100,11 @@ struct MergeSpace {
 template <class S, class Body>
 void for_each_token(const AntiredArgs<S>& args, const Context& context, Body body) {
   using W = Wide<S>;
-  const int64_t all = args.samples * args.tokens, size = MergeSpace<S>::size(args.taps, args.channels);
+  const int64_t all = args.samples * args.tokens,
+                size = MergeSpace<S>::size(args.taps, args.channels);
   const int64_t each = (all + kMergeChunks - 1) / kMergeChunks;
-  auto* memory = static_cast<W*>(
-      context.scratch(context.owner, thread_count() * size * int64_t(sizeof(W))));
+  auto* memory =
+      static_cast<W*>(context.scratch(context.owner, thread_count() * size * int64_t(sizeof(W))));
   auto task = [&](int64_t chunk, int worker) {
     MergeSpace<S> space(args.taps, args.channels, memory + worker * size);
     const int64_t end = (chunk + 1) * each < all ? (chunk + 1) * each : all;

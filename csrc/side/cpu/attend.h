@@ -114,21 +114,18 @@ template <class S>
 void weigh(const WeighArgs<S>& args, const Context&) {
   using V = WideLanes<S>;
   using W = Wide<S>;
-  for_each_score_row(
-      args, [&](const ScoreRow<S>& r, int64_t sample, int64_t tap, int64_t row) {
-        Factor<S>* scores = args.scores + r.at;
-        V sum(W(0));
-        for_each_lanes(r.seen, [&](int64_t j, int count) {
-          sum = sum + r.weight(scores, j, count);
-        });
-        const W total = args.rowsum[r.sum_at] = sum.sum();
-        const V scale(r.alpha / args.norm(total));
-        for_each_lanes(r.seen, [&](int64_t j, int count) {
-          store_narrow(scale * r.weight(scores, j, count), scores + j, count);
-        });
-        memset(scores + r.seen, 0, size_t(args.keys - r.seen) * sizeof *scores);
-        add_own(args, r, sample, tap, row, scores);
-      });
+  for_each_score_row(args, [&](const ScoreRow<S>& r, int64_t sample, int64_t tap, int64_t row) {
+    Factor<S>* scores = args.scores + r.at;
+    V sum(W(0));
+    for_each_lanes(r.seen, [&](int64_t j, int count) { sum = sum + r.weight(scores, j, count); });
+    const W total = args.rowsum[r.sum_at] = sum.sum();
+    const V scale(r.alpha / args.norm(total));
+    for_each_lanes(r.seen, [&](int64_t j, int count) {
+      store_narrow(scale * r.weight(scores, j, count), scores + j, count);
+    });
+    memset(scores + r.seen, 0, size_t(args.keys - r.seen) * sizeof *scores);
+    add_own(args, r, sample, tap, row, scores);
+  });
 }
 
 template <class S>

@@ -95,8 +95,8 @@ template <class S>
 void confidence_backward(const ConfidenceBackwardArgs<S>& args, const Context& context) {
   using W = Wide<S>;
   const ConfidenceArgs<S>& f = args.forward;
-  auto* g_product = static_cast<W*>(
-      context.scratch(context.owner, f.samples * f.taps * int64_t(sizeof(W))));
+  auto* g_product =
+      static_cast<W*>(context.scratch(context.owner, f.samples * f.taps * int64_t(sizeof(W))));
   auto sample_task = [&](int64_t sample, int) {
     confidence_backward_sample(args, sample, g_product + sample * f.taps);
   };
