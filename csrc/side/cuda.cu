@@ -1,4 +1,7 @@
 // The CUDA backend of `side`. No torch header: pointers, sizes and a stream come in.
+#include "side/cuda/antired.cuh"
+#include "side/cuda/attend.cuh"
+#include "side/cuda/confidence.cuh"
 #include "side/cuda/maxavg_pool.cuh"
 #include "side/cuda/missing.cuh"
 

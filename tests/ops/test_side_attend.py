@@ -139,7 +139,9 @@ def packed_inputs(dtype: torch.dtype, **options: Any) -> dict[str, Any]:
     return inputs
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.numerics_small)])  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.numerics_small)]
+)
 @pytest.mark.parametrize("per_tap", [False, True])
 @pytest.mark.parametrize("alpha", [False, True])
 def test_packed(dtype, per_tap, alpha):
@@ -276,9 +278,9 @@ ERRORS = [
 @pytest.mark.parametrize("change, message", ERRORS)
 def test_errors(change, message):
     inputs = make_inputs(torch.float32, (2, 3, 4, 9, 5)) | change
-    for call in (lambda: side.relu_attend(**inputs), lambda: ops.side_relu_attend(*arguments(inputs))):  # fmt: skip
+    for call in (side.relu_attend, lambda **x: ops.side_relu_attend(*arguments(x))):
         with pytest.raises(ValueError, match=message):
-            call()
+            call(**inputs)
 
 
 @pytest.mark.parametrize("ends", [[0, 5], [1, 12], [0, 7, 3, 12]])

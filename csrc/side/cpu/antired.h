@@ -19,12 +19,12 @@ template <class S>
 struct MergeSpace {
   using W = Wide<S>;
   int64_t taps, width;  // K; d padded
-  W *rows, *gram, *coefficients, *u, *work;
+  W *rows, *gram, *coefficients, *work;
 
   // In values of W.
   static int64_t size(int64_t taps, int64_t channels) {
     const int64_t rows = taps + 2;
-    return rows * padded(channels) + 2 * rows * rows + 4 * taps;
+    return rows * padded(channels) + 2 * rows * rows + Redundancy<W>::size(taps);
   }
   static int64_t padded(int64_t channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
 
@@ -33,15 +33,13 @@ struct MergeSpace {
     rows = memory;
     gram = rows + count * width;
     coefficients = gram + count * count;
-    u = coefficients + count * count;
-    work = u + taps;
+    work = coefficients + count * count;
   }
 
   W* row(int64_t k) const { return rows + k * width; }
   int64_t stride() const { return taps + 2; }
   Redundancy<W> redundancy(const AntiredArgs<S>& args) const {
-    return {taps,        stride(), gram,        *args.b,        args.eps_l1,
-            args.eps_l2, work,     work + taps, work + 2 * taps};
+    return {taps, stride(), gram, *args.b, args.eps_l1, args.eps_l2, work};
   }
 
   void load(const AntiredArgs<S>& args, int64_t sample, int64_t token) {
@@ -124,7 +122,11 @@ void antired(const AntiredArgs<S>& args, const Context& context) {
     W* beta = args.beta + at * K;
     s.load(args, sample, token);
     s.multiply(K + 1);
-    s.redundancy(args).weights(beta);
+    const Redundancy<W> merge = s.redundancy(args);
+    for (int64_t k = 0; k < K; ++k) merge.measure(k);
+    for (int64_t k = 0; k < K; ++k) merge.score(k);
+    const W total = merge.total();
+    for (int64_t k = 0; k < K; ++k) beta[k] = merge.q[k] / total;
     for_each_lanes(d, [&](int64_t i, int count) {
       V z = args.add_guide ? load_wide(args.g + at * d + i, count) : V(W(0));
       for (int64_t k = 0; k < K; ++k) z = fma(V(beta[k]), V::load(s.row(k) + i), z);
@@ -167,7 +169,13 @@ void antired_backward_token(const AntiredBackwardArgs<S>& args, int64_t sample, 
     load_wide(args.g_z + at * d + i, count).store(s.row(K + 1) + i);
   });
   s.multiply(K + 2);
-  *sums.b += s.redundancy(f).backward(s.u, s.coefficients);
+  const Redundancy<W> merge = s.redundancy(f);
+  for (int64_t k = 0; k < K; ++k) merge.measure(k);
+  for (int64_t k = 0; k < K; ++k) merge.score(k);
+  const W total = merge.total(), mean = merge.mean(total);
+  for (int64_t k = 0; k < K; ++k) merge.weigh(k, total, mean);
+  for (int64_t k = 0; k < K; ++k) merge.combine(k, total, s.coefficients + k * s.stride());
+  for (int64_t k = 0; k < K; ++k) *sums.b += merge.u[k];
   const S* h = f.h + sample * f.sample_stride + token * f.token_stride;
   S* g_h = args.g_h + sample * args.sample_stride + token * args.token_stride;
   for_each_lanes(d, [&](int64_t i, int count) {
@@ -196,7 +204,7 @@ void antired_backward_token(const AntiredBackwardArgs<S>& args, int64_t sample, 
     }
     // The relevant features, by the gradient of their relevance: w and g meet them alike.
     V relevant(W(0));
-    for (k = 0; k < K; ++k) relevant = fma(V(s.u[k]), V::load(s.row(k) + i), relevant);
+    for (k = 0; k < K; ++k) relevant = fma(V(merge.u[k]), V::load(s.row(k) + i), relevant);
     const V g = load_wide(f.g + at * d + i, count), w = load_wide(f.w + i, count);
     V g_g = relevant * w;
     if (f.add_guide) g_g = g_g + V::load(s.row(K + 1) + i);
