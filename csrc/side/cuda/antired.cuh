@@ -1,6 +1,6 @@
-// Taps merged inside a token. A block takes one token after another: its warps the products between
-// features, its threads a tap each for the weights, then a channel each. Small matrices lie in
-// memory of the block's own, features in the cache.
+// Taps merged inside a token. A block takes one token after another: its features go once into
+// memory of the block's own, small enough for the cache; then its warps take the products between
+// them, its threads a tap each for the weights, and a channel each for what is left.
 #pragma once
 
 #include "core/cuda/launch.h"
@@ -13,55 +13,59 @@ namespace pyext::side::cuda {
 constexpr int kMergeThreads = 128;
 constexpr int64_t kMergeBlocks = 512;  // tokens are taken in at most so many chunks
 
-// Rows of products: the taps' features, w o g and, in the backward, the gradient to z.
+// A block's memory for one token.
 template <class S>
 struct MergeToken {
   const AntiredArgs<S>& args;
-  const S* g_z;  // or null
-  int64_t sample, token, at;
-  float *gram, *coefficients;
+  int64_t at;  // of the token among all
+  const S *h, *g;
+  float* rows;  // [K + 2, d] the taps' features, w o g and, in the backward, the gradient to z
+  float *gram, *coefficients;  // [K + 2, K + 2]
   Redundancy<float> merge;
 
   // In floats.
-  __host__ __device__ static int64_t space(int64_t taps) {
-    return 2 * (taps + 2) * (taps + 2) + Redundancy<float>::size(taps);
+  __host__ __device__ static int64_t space(int64_t taps, int64_t channels) {
+    return (taps + 2) * (channels + 2 * (taps + 2)) + Redundancy<float>::size(taps);
   }
-  __device__ MergeToken(const AntiredArgs<S>& args_, const S* g_z_, int64_t at_, float* memory)
+  __device__ MergeToken(const AntiredArgs<S>& args_, int64_t at_, float* memory)
       : args(args_),
-        g_z(g_z_),
-        sample(at_ / args_.tokens),
-        token(at_ % args_.tokens),
         at(at_),
-        gram(memory),
-        coefficients(memory + (args_.taps + 2) * (args_.taps + 2)),
+        h(args_.h + at_ / args_.tokens * args_.sample_stride +
+          at_ % args_.tokens * args_.token_stride),
+        g(args_.g + at_ * args_.channels),
+        rows(memory),
+        gram(rows + (args_.taps + 2) * args_.channels),
+        coefficients(gram + (args_.taps + 2) * (args_.taps + 2)),
         merge(args_.taps, args_.taps + 2, gram, *args_.b, args_.eps_l1, args_.eps_l2,
               coefficients + (args_.taps + 2) * (args_.taps + 2)) {}
 
-  __device__ float raw(int64_t k, int64_t i) const {
-    return widen(
-        args.h[sample * args.sample_stride + k * args.tap_stride + token * args.token_stride + i]);
-  }
-  __device__ float guide(int64_t i) const { return widen(args.g[at * args.channels + i]); }
-  __device__ float row(int64_t k, int64_t i) const {
-    if (k == args.taps) return args.w[i] * guide(i);
-    if (k > args.taps) return widen(g_z[at * args.channels + i]);
-    float f = raw(k, i);
-    if (args.a) f *= args.a[k * args.channels + i];
-    return args.c ? f + args.c[k * args.channels + i] : f;
+  __device__ void load(const S* g_z) const {
+    const int64_t d = args.channels;
+    for (int64_t i = threadIdx.x; i < d; i += kMergeThreads) {
+      for (int64_t k = 0; k < args.taps; ++k) {
+        float f = widen(h[k * args.tap_stride + i]);
+        if (args.a) f *= args.a[k * d + i];
+        if (args.c) f += args.c[k * d + i];
+        rows[k * d + i] = f;
+      }
+      rows[args.taps * d + i] = args.w[i] * widen(g[i]);
+      if (g_z) rows[(args.taps + 1) * d + i] = widen(g_z[at * d + i]);
+    }
+    __syncthreads();
   }
 
   // Products of the first `count` rows, a warp a pair, and from them inverse, r and q.
   __device__ void weigh(int64_t count) const {
     const int lane = int(threadIdx.x) & 31, warp = int(threadIdx.x) >> 5;
-    int64_t pair = 0;
-    for (int64_t k = 0; k < count; ++k)
-      for (int64_t l = k; l < count; ++l, ++pair) {
-        if (pair % (kMergeThreads / 32) != warp) continue;
-        float sum = 0.0f;
-        for (int64_t i = lane; i < args.channels; i += 32) sum += row(k, i) * row(l, i);
-        sum = warp_sum(sum);
-        if (lane == 0) gram[k * merge.stride + l] = gram[l * merge.stride + k] = sum;
-      }
+    const int64_t d = args.channels;
+    for (int64_t pair = warp; pair < count * count; pair += kMergeThreads / 32) {
+      const int64_t k = pair / count, l = pair % count;
+      if (l < k) continue;
+      float sum = 0.0f;
+      for (int64_t i = lane; i < d; i += 32) sum += rows[k * d + i] * rows[l * d + i];
+      sum = warp_sum(sum);
+      if (lane == 0) gram[k * merge.stride + l] = gram[l * merge.stride + k] = sum;
+    }
     __syncthreads();
     for (int64_t k = threadIdx.x; k < args.taps; k += kMergeThreads) merge.measure(k);
     __syncthreads();
@@ -82,18 +86,19 @@ struct TokenRange {
 template <class S>
 __global__ void __launch_bounds__(kMergeThreads)
     antired_kernel(AntiredArgs<S> args, int64_t each, float* memory) {
-  memory += int64_t(blockIdx.x) * MergeToken<S>::space(args.taps);
+  memory += int64_t(blockIdx.x) * MergeToken<S>::space(args.taps, args.channels);
   const TokenRange range(args.samples * args.tokens, each);
   const int64_t d = args.channels;
   for (int64_t at = range.first; at < range.last; ++at) {
-    const MergeToken<S> token(args, nullptr, at, memory);
+    const MergeToken<S> token(args, at, memory);
+    token.load(nullptr);
     token.weigh(args.taps + 1);
     const float total = token.merge.total();
     for (int64_t k = threadIdx.x; k < args.taps; k += kMergeThreads)
       args.beta[at * args.taps + k] = token.merge.q[k] / total;
     for (int64_t i = threadIdx.x; i < d; i += kMergeThreads) {
-      float z = args.add_guide ? token.guide(i) : 0.0f;
-      for (int64_t k = 0; k < args.taps; ++k) z += token.merge.q[k] / total * token.row(k, i);
+      float z = args.add_guide ? widen(token.g[i]) : 0.0f;
+      for (int64_t k = 0; k < args.taps; ++k) z += token.merge.q[k] / total * token.rows[k * d + i];
       args.z[at * d + i] = narrow<S>(z);
     }
     __syncthreads();
@@ -109,7 +114,7 @@ struct MergeChunks {
 
 template <class S>
 float* merge_memory(const AntiredArgs<S>& args, int64_t blocks, const Context& context) {
-  const int64_t count = blocks * MergeToken<S>::space(args.taps);
+  const int64_t count = blocks * MergeToken<S>::space(args.taps, args.channels);
   return static_cast<float*>(context.scratch(context.owner, count * int64_t(sizeof(float))));
 }
 
@@ -132,14 +137,15 @@ __global__ void __launch_bounds__(kMergeThreads)
     antired_backward_kernel(AntiredBackwardArgs<S> args, int64_t each, float* memory, float* sums) {
   const AntiredArgs<S>& f = args.forward;
   const int64_t d = f.channels, K = f.taps;
-  memory += int64_t(blockIdx.x) * MergeToken<S>::space(K);
+  memory += int64_t(blockIdx.x) * MergeToken<S>::space(K, d);
   sums += int64_t(blockIdx.x) * merge_sums(K, d);
   float *g_a = sums, *g_c = g_a + K * d, *g_w = g_c + K * d, *g_b = g_w + d;
   const TokenRange range(f.samples * f.tokens, each);
   for (int64_t at = range.first; at < range.last; ++at) {
     const bool add = at > range.first;
-    const MergeToken<S> token(f, args.g_z, at, memory);
+    const MergeToken<S> token(f, at, memory);
     const Redundancy<float>& merge = token.merge;
+    token.load(args.g_z);
     token.weigh(K + 2);
     const float total = merge.total(), mean = merge.mean(total);
     __syncthreads();  // r is about to change
@@ -153,21 +159,22 @@ __global__ void __launch_bounds__(kMergeThreads)
       for (int64_t k = 0; k < K; ++k) sum += merge.u[k];
       *g_b = sum;
     }
+    S* g_h = args.g_h + at / f.tokens * args.sample_stride + at % f.tokens * args.token_stride;
     for (int64_t i = threadIdx.x; i < d; i += kMergeThreads) {
+      const float* rows = token.rows + i;
       float relevant = 0.0f;
       for (int64_t k = 0; k < K; ++k) {
+        const float* coefficients = token.coefficients + k * merge.stride;
         float g = 0.0f;
-        for (int64_t l = 0; l < K + 2; ++l)
-          g += token.coefficients[k * merge.stride + l] * token.row(l, i);
-        relevant += merge.u[k] * token.row(k, i);
-        g_a[k * d + i] = (add ? g_a[k * d + i] : 0.0f) + g * token.raw(k, i);
+        for (int64_t l = 0; l < K + 2; ++l) g += coefficients[l] * rows[l * d];
+        relevant += merge.u[k] * rows[k * d];
+        const float h = widen(token.h[k * f.tap_stride + i]);
+        g_a[k * d + i] = (add ? g_a[k * d + i] : 0.0f) + g * h;
         g_c[k * d + i] = (add ? g_c[k * d + i] : 0.0f) + g;
-        if (f.a) g *= f.a[k * d + i];
-        args.g_h[token.sample * args.sample_stride + k * args.tap_stride +
-                 token.token * args.token_stride + i] = narrow<S>(g);
+        g_h[k * args.tap_stride + i] = narrow<S>(f.a ? g * f.a[k * d + i] : g);
       }
-      g_w[i] = (add ? g_w[i] : 0.0f) + relevant * token.guide(i);
-      const float g_g = relevant * f.w[i] + (f.add_guide ? token.row(K + 1, i) : 0.0f);
+      g_w[i] = (add ? g_w[i] : 0.0f) + relevant * widen(token.g[i]);
+      const float g_g = relevant * f.w[i] + (f.add_guide ? rows[(K + 1) * d] : 0.0f);
       args.g_g[at * d + i] = narrow<S>(g_g);
     }
     __syncthreads();
