@@ -12,6 +12,7 @@
 #include "core/context.h"
 #include "core/half.h"
 #include "core/macros.h"
+#include "side/mixing.h"
 
 namespace pyext::side {
 
@@ -74,8 +75,9 @@ struct ProjectArgs {
 // From the gradients of h, its means and its sums to that of product + bias.
 template <class S>
 struct ProjectBackwardArgs {
-  ProjectArgs<S> forward;    // h and rstd are read; product only for gelu and quick_gelu
-  const S* g_h;              // as h
+  ProjectArgs<S> forward;  // h and rstd are read; product only for gelu and quick_gelu
+  RowMap g_at;             // of g_h, as `at`
+  const S* g_h;
   const int32_t* samples;    // [rows]: which sample a row belongs to; null: row / tokens
   const bool* mask;          // [rows] or null
   const Wide<S>* share;      // [B]: weight of a row in its sample's mean
@@ -118,8 +120,9 @@ struct GatedArgs {
 
 template <class S>
 struct GatedBackwardArgs {
-  GatedArgs<S> forward;         // f is not read
-  const S* g_f;                 // as f
+  GatedArgs<S> forward;  // f is not read
+  RowMap g_at;           // of g_f, as `at`
+  const S* g_f;
   Product<S>*g_value, *g_gate;  // [count, d] out
 };
 
@@ -217,6 +220,7 @@ struct GuidedPoolBackwardArgs {
 
 // The kernels of a backend, one line an op: X(name, type of its arguments).
 #define PYEXT_SIDE_KERNELS(X)                \
+  PYEXT_SIDE_MIXING_KERNELS(X)               \
   X(activate, ActivateArgs)                  \
   X(activate_backward, ActivateBackwardArgs) \
   X(project, ProjectArgs)                    \

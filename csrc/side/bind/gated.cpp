@@ -1,31 +1,82 @@
 // Torch ops: K taps projected through a gate, and the gradient.
 #include <array>
 
+#include "side/bind/mixing.h"
 #include "side/bind/sums.h"
 #include "side/bind/taps.h"
 
 namespace pyext::side {
 namespace {
 
-struct GatedTaps {
-  Taps taps;
-  std::vector<Tensor> b1, w2, b2, w3, b3;
-  bool token;
-  Blocks blocks;
+// The gate's matrices behind the first ones, checked, as products take them.
+struct GateMatrices {
+  std::vector<Tensor> w2, b2, w3, b3;
 
-  GatedTaps(at::TensorList x, at::TensorList w1, at::TensorList b1_, at::TensorList w2_,
-            at::TensorList b2_, at::TensorList w3_, at::TensorList b3_, c10::string_view layout)
-      : taps(x, w1, false),
-        b1(given(b1_, "b1", {taps.d})),
-        w2(given(w2_, "w2", {taps.d, taps.d})),
-        b2(given(b2_, "b2", {taps.d})),
-        w3(given(w3_, "w3", {taps.d, taps.d})),
-        b3(given(b3_, "b3", {taps.d})),
-        token(token_layout(layout)),
-        blocks(taps.like(), taps.R) {
+  // K of them of width d, for activations like `like`.
+  GateMatrices(const Tensor& like, int64_t K, int64_t d, at::TensorList w2_, at::TensorList b2_,
+               at::TensorList w3_, at::TensorList b3_)
+      : w2(list_of(w2_, "w2", K, like, {d, d})),
+        b2(list_of(b2_, "b2", K, like, {d})),
+        w3(list_of(w3_, "w3", K, like, {d, d})),
+        b3(list_of(b3_, "b3", K, like, {d})) {
     for (Tensor& w : w2) w = matrix(w);
     for (Tensor& w : w3) w = matrix(w);
   }
+
+  // Products of a block's hidden rows with both.
+  void multiply(int64_t k, const Tensor& hidden, Tensor& value, Tensor& gate) const {
+    at::mm_out(value, hidden, w2[size_t(k)].t());
+    at::mm_out(gate, hidden, w3[size_t(k)].t());
+  }
+
+  template <class S>
+  GatedArgs<S> args(int64_t k, const Blocks& blocks, int64_t block, const Tensor& hidden,
+                    const Tensor& value, const Tensor& gate) const {
+    GatedArgs<S> a{};
+    a.channels = hidden.size(1);
+    a.first = blocks.first(block);
+    a.count = blocks.size(block);
+    a.hidden = pointer<Product<S>>(hidden);
+    a.value = pointer<Product<S>>(value);
+    a.gate = pointer<Product<S>>(gate);
+    a.bias2 = pointer<S>(b2[size_t(k)]);
+    a.bias3 = pointer<S>(b3[size_t(k)]);
+    return a;
+  }
+
+  // From a block's hidden rows to those of f; value and gate are memory for the products.
+  template <class S>
+  void finish(int64_t k, const Blocks& blocks, int64_t block, const Tensor& hidden, Tensor& value,
+              Tensor& gate, const Tensor& f, const Context& context) const {
+    multiply(k, hidden, value, gate);
+    GatedArgs<S> a = args<S>(k, blocks, block, hidden, value, gate);
+    a.at = rows_in(f);
+    a.f = tap_in<S>(f, k);
+    kernels_for<S>(f).gated(a, context);
+  }
+};
+
+// A block's hidden rows, as products take them.
+template <class S>
+void copy_hidden(const Tensor& copy, const Tensor& hid, int64_t k, int64_t row,
+                 const Context& context) {
+  kernels_for<S>(hid).copy_rows(
+      {copy.size(1), row, copy.size(0), rows_in(hid), tap_in<S>(hid, k), pointer<Product<S>>(copy)},
+      context);
+}
+
+struct GatedTaps {
+  Taps taps;
+  std::vector<Tensor> b1;
+  GateMatrices inner;
+  Blocks blocks;
+
+  GatedTaps(at::TensorList x, at::TensorList w1, at::TensorList b1_, at::TensorList w2,
+            at::TensorList b2, at::TensorList w3, at::TensorList b3)
+      : taps(x, w1, false),
+        b1(list_of(b1_, "b1", taps.K, taps.like(), {taps.d})),
+        inner(taps.like(), taps.K, taps.d, w2, b2, w3, b3),
+        blocks(taps.like(), taps.R) {}
 
   at::TensorOptions products() const {
     return taps.like().options().dtype(product_type(taps.like()));
@@ -40,45 +91,17 @@ struct GatedTaps {
     activate_into<S>(copy, x, Activation::none, context);
     return copy;
   }
-
-  template <class S>
-  GatedArgs<S> args(int64_t k, int64_t block, const Tensor& hidden, const Tensor& value,
-                    const Tensor& gate) const {
-    GatedArgs<S> a{};
-    a.channels = taps.d;
-    a.first = blocks.first(block);
-    a.count = blocks.size(block);
-    a.hidden = pointer<Product<S>>(hidden);
-    a.value = pointer<Product<S>>(value);
-    a.gate = pointer<Product<S>>(gate);
-    a.bias2 = pointer<S>(b2[size_t(k)]);
-    a.bias3 = pointer<S>(b3[size_t(k)]);
-    a.at = taps.at(token);
-    return a;
-  }
-
-  // Products of a block's hidden rows with the second and the third matrix.
-  void inner_products(int64_t k, const Tensor& hidden, Tensor& value, Tensor& gate) const {
-    at::mm_out(value, hidden, w2[size_t(k)].t());
-    at::mm_out(gate, hidden, w3[size_t(k)].t());
-  }
-
- private:
-  std::vector<Tensor> given(at::TensorList tensors, const char* name, at::IntArrayRef shape) const {
-    TORCH_CHECK_VALUE(int64_t(tensors.size()) == taps.K, name, ": expected ", taps.K,
-                      " tensors, one a tap, got ", tensors.size());
-    return taps.list(tensors, name, shape);
-  }
 };
 
 std::tuple<Tensor, Tensor> side_project_gated(at::TensorList x, at::TensorList w1,
                                               at::TensorList b1, at::TensorList w2,
                                               at::TensorList b2, at::TensorList w3,
                                               at::TensorList b3, c10::string_view layout) {
-  const GatedTaps p(x, w1, b1, w2, b2, w3, b3, layout);
+  const GatedTaps p(x, w1, b1, w2, b2, w3, b3);
   const Taps& t = p.taps;
   const Tensor& like = t.like();
-  const Tensor f = t.make_h(p.token), hid = t.make_h(p.token);
+  const bool token = token_layout(layout);
+  const Tensor f = t.make_h(token), hid = t.make_h(token);
   Scratch scratch(like);
   dispatch(like, "x", [&](auto zero) {
     using S = decltype(zero);
@@ -93,19 +116,42 @@ std::tuple<Tensor, Tensor> side_project_gated(at::TensorList x, at::TensorList w
       Tensor hidden = buffers[0].get(worker, rows, t.d);
       Tensor value = buffers[1].get(worker, rows, t.d), gate = buffers[2].get(worker, rows, t.d);
       at::mm_out(value, p.rows<S>(k, block, own, context), t.w[size_t(k)].t());
-      const int64_t first = t.first(k, p.token);
       kernels_for<S>(like).gated_hidden(
           {t.d, p.blocks.first(block), rows, pointer<Product<S>>(value),
-           pointer<S>(p.b1[size_t(k)]), t.at(p.token), pointer<S>(hid) + first,
+           pointer<S>(p.b1[size_t(k)]), rows_in(hid), tap_in<S>(hid, k),
            pointer<Product<S>>(hidden)},
           context);
-      p.inner_products(k, hidden, value, gate);
-      GatedArgs<S> args = p.args<S>(k, block, hidden, value, gate);
-      args.f = pointer<S>(f) + first;
-      kernels_for<S>(like).gated(args, context);
+      p.inner.finish<S>(k, p.blocks, block, hidden, value, gate, f, context);
     });
   });
   return {f, hid};
+}
+
+Tensor side_gated_features(const Tensor& hid_, at::TensorList w2, at::TensorList b2,
+                           at::TensorList w3, at::TensorList b3) {
+  check_shape(hid_, "hid", {-1, -1, -1, -1});
+  const int64_t K = hid_.size(1), d = hid_.size(3), R = hid_.size(0) * hid_.size(2);
+  const GateMatrices inner(hid_, K, d, w2, b2, w3, b3);
+  const Tensor hid = d <= 1 || hid_.stride(3) == 1 ? hid_.detach() : hid_.detach().contiguous();
+  const Tensor f = empty_gradient(hid);
+  const Blocks blocks(hid, R);
+  const auto products = hid.options().dtype(product_type(hid));
+  Scratch scratch(hid);
+  dispatch(hid, "hid", [&](auto zero) {
+    using S = decltype(zero);
+    const Context context = context_for(hid, scratch);
+    const std::array<BlockBuffers, 3> buffers{BlockBuffers(blocks, d, products),
+                                              BlockBuffers(blocks, d, products),
+                                              BlockBuffers(blocks, d, products)};
+    run_products(hid, K * blocks.count, [&](int64_t index, int worker) {
+      const int64_t k = index % K, block = index / K, rows = blocks.size(block);
+      const Tensor hidden = buffers[0].get(worker, rows, d);
+      Tensor value = buffers[1].get(worker, rows, d), gate = buffers[2].get(worker, rows, d);
+      copy_hidden<S>(hidden, hid, k, blocks.first(block), context);
+      inner.finish<S>(k, blocks, block, hidden, value, gate, f, context);
+    });
+  });
+  return f;
 }
 
 // The gradients of one call, for some taps at a time: as many as fit into the buffers.
@@ -167,17 +213,15 @@ class GatedBackward {
       const Tensor hidden = block_of(hidden_), g_u = block_of(g_u_);
       const Tensor g_value = block_of(g_value_), g_gate = block_of(g_gate_);
       Tensor value = values.get(worker, size, t.d), gate = gates.get(worker, size, t.d);
-      const int64_t at = t.first(k, p_.token);
       const Kernels<S>& kernels = kernels_for<S>(t.like());
-      kernels.copy_rows(
-          {t.d, row, size, t.at(p_.token), pointer<S>(hid) + at, pointer<Product<S>>(hidden)},
+      copy_hidden<S>(hidden, hid, k, row, context);
+      p_.inner.multiply(k, hidden, value, gate);
+      kernels.gated_backward(
+          {p_.inner.args<S>(k, p_.blocks, block, hidden, value, gate), rows_in(g_f),
+           tap_in<S>(g_f, k), pointer<Product<S>>(g_value), pointer<Product<S>>(g_gate)},
           context);
-      p_.inner_products(k, hidden, value, gate);
-      kernels.gated_backward({p_.args<S>(k, block, hidden, value, gate), pointer<S>(g_f) + at,
-                              pointer<Product<S>>(g_value), pointer<Product<S>>(g_gate)},
-                             context);
-      at::mm_out(value, g_value, p_.w2[size_t(k)]);
-      at::addmm_out(value, value, g_gate, p_.w3[size_t(k)]);
+      at::mm_out(value, g_value, p_.inner.w2[size_t(k)]);
+      at::addmm_out(value, value, g_gate, p_.inner.w3[size_t(k)]);
       kernels.gated_join({hidden.numel(), pointer<Product<S>>(hidden), pointer<Product<S>>(g_value),
                           pointer<Product<S>>(value), pointer<Product<S>>(g_u)},
                          context);
@@ -211,13 +255,13 @@ using Lists = std::vector<Tensor>;
 
 std::tuple<Lists, Lists, Lists, Lists, Lists, Lists, Lists> side_project_gated_backward(
     at::TensorList x, at::TensorList w1, at::TensorList b1, at::TensorList w2, at::TensorList b2,
-    at::TensorList w3, at::TensorList b3, c10::string_view layout, const Tensor& hid,
-    const Tensor& g_f, c10::List<bool> need_x) {
-  const GatedTaps p(x, w1, b1, w2, b2, w3, b3, layout);
+    at::TensorList w3, at::TensorList b3, const Tensor& hid, const Tensor& g_f,
+    c10::List<bool> need_x) {
+  const GatedTaps p(x, w1, b1, w2, b2, w3, b3);
   const Taps& t = p.taps;
   TORCH_CHECK_VALUE(int64_t(need_x.size()) == t.K, "need_x: expected ", t.K, " values, got ",
                     need_x.size());
-  const Tensor hidden = t.as_h(hid, "hid", p.token), upstream = t.as_h(g_f, "g_f", p.token);
+  const Tensor hidden = t.as_h(hid, "hid"), upstream = t.as_h(g_f, "g_f");
   GatedBackward b(p, need_x);
   Scratch scratch(t.like());
   dispatch(t.like(), "x", [&](auto zero) {
@@ -241,14 +285,18 @@ void define(torch::Library& m) {
       "side_project_gated(Tensor[] x, Tensor[] w1, Tensor[] b1, Tensor[] w2, Tensor[] b2, "
       "Tensor[] w3, Tensor[] b3, str layout) -> (Tensor f, Tensor hid)");
   m.def(
+      "side_gated_features(Tensor hid, Tensor[] w2, Tensor[] b2, Tensor[] w3, Tensor[] b3) "
+      "-> Tensor f");
+  m.def(
       "side_project_gated_backward(Tensor[] x, Tensor[] w1, Tensor[] b1, Tensor[] w2, "
-      "Tensor[] b2, Tensor[] w3, Tensor[] b3, str layout, Tensor hid, Tensor g_f, bool[] need_x) "
+      "Tensor[] b2, Tensor[] w3, Tensor[] b3, Tensor hid, Tensor g_f, bool[] need_x) "
       "-> (Tensor[] g_x, Tensor[] g_w1, Tensor[] g_b1, Tensor[] g_w2, Tensor[] g_b2, "
       "Tensor[] g_w3, Tensor[] g_b3)");
 }
 
 void implement(torch::Library& m) {
   m.impl("side_project_gated", &side_project_gated);
+  m.impl("side_gated_features", &side_gated_features);
   m.impl("side_project_gated_backward", &side_project_gated_backward);
 }
 

@@ -10,7 +10,7 @@ struct Projection {
   Taps taps;
   std::vector<Tensor> bias;
   Activation pre_act, post_act;
-  bool layer_norm, batch_norm, token;
+  bool layer_norm, batch_norm;
   double eps;
   Tensor mask;  // [R] bool or undefined
   Blocks blocks;
@@ -19,14 +19,13 @@ struct Projection {
 
   Projection(at::TensorList x, at::TensorList w, at::TensorList bias_, c10::string_view pre_act_,
              c10::string_view post_act_, c10::string_view norm, double eps_,
-             const OptionalTensor& mask_, const OptionalTensor& cu_seqlens, c10::string_view layout)
+             const OptionalTensor& mask_, const OptionalTensor& cu_seqlens)
       : taps(x, w, cu_seqlens.has_value()),
-        bias(taps.list(bias_, "bias", {taps.d})),
+        bias(list_of(bias_, "bias", bias_.empty() ? 0 : taps.K, taps.like(), {taps.d})),
         pre_act(activation_of(pre_act_, "pre_act")),
         post_act(activation_of(post_act_, "post_act")),
         layer_norm(norm == "layer"),
         batch_norm(norm == "batch"),
-        token(token_layout(layout)),
         eps(eps_),
         mask(dense_integers(mask_, "mask", at::kBool, taps.like(), "x", {taps.B, taps.N})),
         blocks(taps.like(), taps.R),
@@ -75,8 +74,8 @@ struct Projection {
     a.eps = eps;
     a.product = pointer<Product<S>>(product);
     a.bias = bias.empty() ? nullptr : pointer<S>(bias[size_t(k)]);
-    a.at = taps.at(token);
-    a.h = pointer<S>(h) + taps.first(k, token);
+    a.at = rows_in(h);
+    a.h = tap_in<S>(h, k);
     a.stat_at = taps.stat_at();
     a.rstd = layer_norm ? pointer<Wide<S>>(rstd) + k * taps.N : nullptr;
     return a;
@@ -121,8 +120,8 @@ struct HSums {
     a.channels = p.taps.d;
     a.spans = last - first;
     a.ends = pointer<int64_t>(p.span_ends) + first;
-    a.at = p.taps.at(p.token);
-    a.rows = pointer<S>(h) + p.taps.first(k, p.token);
+    a.at = rows_in(h);
+    a.rows = tap_in<S>(h, k);
     a.mask = pointer<bool>(p.mask);
     a.sums = pointer<Wide<S>>(sums) + at;
     a.others = a.rows;
@@ -135,14 +134,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> side_project(
     at::TensorList x, at::TensorList w, at::TensorList bias, c10::string_view pre_act,
     c10::string_view post_act, c10::string_view norm, double eps, const OptionalTensor& mask,
     const OptionalTensor& cu_seqlens, c10::string_view layout, bool pool) {
-  const Projection p(x, w, bias, pre_act, post_act, norm, eps, mask, cu_seqlens, layout);
+  const Projection p(x, w, bias, pre_act, post_act, norm, eps, mask, cu_seqlens);
   const Taps& t = p.taps;
   const Tensor& like = t.like();
   // One that is not asked for is empty; no two outputs may share memory.
   const auto make = [&](bool wanted, at::IntArrayRef shape) {
     return at::empty(wanted ? shape : at::IntArrayRef{0}, p.wide());
   };
-  const Tensor h = t.make_h(p.token), rstd = make(p.layer_norm, {t.B, t.K, t.N});
+  const Tensor h = t.make_h(token_layout(layout)), rstd = make(p.layer_norm, {t.B, t.K, t.N});
   const Tensor means = make(pool, {p.sample_count(), t.K, t.d});
   const Tensor total = make(p.batch_norm, {t.K, t.d}), squares = make(p.batch_norm, {t.K, t.d});
   const HSums sums(p, pool || p.batch_norm);
@@ -246,7 +245,8 @@ class ProjectBackward {
     const Taps& t = p_.taps;
     ProjectBackwardArgs<S> a{};
     a.forward = p_.args<S>(k, block, product, h, rstd);
-    a.g_h = pointer<S>(g_h) + t.first(k, p_.token);
+    a.g_at = rows_in(g_h);
+    a.g_h = tap_in<S>(g_h, k);
     a.samples = pointer<int32_t>(p_.samples);
     a.mask = pointer<bool>(p_.mask);
     a.share = pointer<Wide<S>>(shares_);
@@ -280,16 +280,16 @@ Tensor optional_sums(const OptionalTensor& tensor, const char* name, const Taps&
 std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> side_project_backward(
     at::TensorList x, at::TensorList w, at::TensorList bias, c10::string_view pre_act,
     c10::string_view post_act, c10::string_view norm, double eps, const OptionalTensor& mask,
-    const OptionalTensor& cu_seqlens, c10::string_view layout, const Tensor& h,
-    const OptionalTensor& rstd, const Tensor& g_h, const OptionalTensor& g_sums,
-    const OptionalTensor& g_squares, const OptionalTensor& g_pool, c10::List<bool> need_x) {
-  const Projection p(x, w, bias, pre_act, post_act, norm, eps, mask, cu_seqlens, layout);
+    const OptionalTensor& cu_seqlens, const Tensor& h, const OptionalTensor& rstd,
+    const Tensor& g_h, const OptionalTensor& g_sums, const OptionalTensor& g_squares,
+    const OptionalTensor& g_pool, c10::List<bool> need_x) {
+  const Projection p(x, w, bias, pre_act, post_act, norm, eps, mask, cu_seqlens);
   const Taps& t = p.taps;
   TORCH_CHECK_VALUE(int64_t(need_x.size()) == t.K, "need_x: expected ", t.K, " values, got ",
                     need_x.size());
   ProjectBackward b(p, need_x);
-  b.g_h = t.as_h(g_h, "g_h", p.token);
-  b.h = t.as_h(h, "h", p.token);
+  b.g_h = t.as_h(g_h, "g_h");
+  b.h = t.as_h(h, "h");
   TORCH_CHECK_VALUE(!p.layer_norm || rstd, "rstd: expected with norm 'layer', got none");
   if (p.layer_norm) b.rstd = optional_sums(rstd, "rstd", t, {t.B, t.K, t.N});
   b.g_total = optional_sums(g_sums, "g_sums", t, {t.K, t.d});
@@ -317,7 +317,7 @@ void define(torch::Library& m) {
       "-> (Tensor h, Tensor stat0, Tensor stat1, Tensor pool)");
   m.def(
       "side_project_backward(Tensor[] x, Tensor[] w, Tensor[] bias, str pre_act, str post_act, "
-      "str norm, float eps, Tensor? mask, Tensor? cu_seqlens, str layout, Tensor h, Tensor? rstd, "
+      "str norm, float eps, Tensor? mask, Tensor? cu_seqlens, Tensor h, Tensor? rstd, "
       "Tensor g_h, Tensor? g_sums, Tensor? g_squares, Tensor? g_pool, bool[] need_x) "
       "-> (Tensor[] g_x, Tensor[] g_w, Tensor[] g_bias)");
 }

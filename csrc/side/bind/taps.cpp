@@ -11,6 +11,16 @@ std::string numbered(const char* name, size_t k) {
 
 }  // namespace
 
+std::vector<Tensor> list_of(at::TensorList tensors, const char* name, int64_t taps,
+                            const Tensor& like, at::IntArrayRef shape) {
+  TORCH_CHECK_VALUE(int64_t(tensors.size()) == taps, name, ": expected ", taps,
+                    " tensors, one a tap, got ", tensors.size());
+  std::vector<Tensor> checked;
+  for (size_t k = 0; k < tensors.size(); ++k)
+    checked.push_back(dense(tensors[k], numbered(name, k).c_str(), like, "x[0]", shape).detach());
+  return checked;
+}
+
 Taps::Taps(at::TensorList x_, at::TensorList w_, bool packed) : K(int64_t(x_.size())) {
   TORCH_CHECK_VALUE(K > 0, "x: expected at least one tap, got none");
   TORCH_CHECK_VALUE(int64_t(w_.size()) == K, "w: expected ", K, " tensors, one a tap, got ",
@@ -39,26 +49,15 @@ int64_t Taps::widest() const {
   return D;
 }
 
-std::vector<Tensor> Taps::list(at::TensorList tensors, const char* name,
-                               at::IntArrayRef shape) const {
-  TORCH_CHECK_VALUE(tensors.empty() || int64_t(tensors.size()) == K, name, ": expected ", K,
-                    " tensors or none, got ", tensors.size());
-  std::vector<Tensor> checked;
-  for (size_t k = 0; k < tensors.size(); ++k)
-    checked.push_back(dense(tensors[k], numbered(name, k).c_str(), like(), "x[0]", shape).detach());
-  return checked;
-}
-
 Tensor Taps::make_h(bool token) const {
   const auto options = like().options();
   return token ? empty({B, N, K, d}, options).transpose(1, 2) : empty({B, K, N, d}, options);
 }
 
-Tensor Taps::as_h(const Tensor& tensor, const char* name, bool token) const {
+Tensor Taps::as_h(const Tensor& tensor, const char* name) const {
   check_like(tensor, name, like(), "x[0]");
   check_shape(tensor, name, {B, K, N, d});
-  if (!token) return tensor.contiguous();
-  return tensor.transpose(1, 2).contiguous().transpose(1, 2);
+  return d <= 1 || tensor.stride(3) == 1 ? tensor.detach() : tensor.detach().contiguous();
 }
 
 bool token_layout(c10::string_view layout) {

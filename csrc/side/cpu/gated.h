@@ -67,7 +67,7 @@ void gated_backward(const GatedBackwardArgs<S>& args, const Context&) {
   const GatedArgs<S>& f = args.forward;
   for (int64_t i = 0; i < f.count; ++i) {
     const GatedRow<S> row(f, i);
-    const S* upstream = args.g_f + f.at(f.first + i);
+    const S* upstream = args.g_f + args.g_at(f.first + i);
     Product<S>*g_value = args.g_value + i * f.channels, *g_gate = args.g_gate + i * f.channels;
     for_each_lanes(f.channels, [&](int64_t c, auto lanes) {
       const V gate = row.gate(c, lanes), g = load_wide(upstream + c, lanes) * gate;

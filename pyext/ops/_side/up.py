@@ -52,7 +52,7 @@ def up_backward(
     constants: tuple[Any, ...],
     g_y: Tensor,
     need_x: bool,
-    need_scales: tuple[bool, bool],
+    need_scales: tuple[bool, bool] = (False, False),
 ) -> list[Tensor | None]:
     """Gradients to the thirteen arguments of `side_up`, from what its forward keeps.
 
