@@ -144,7 +144,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 
 def where(shape: Shape | Pool, what: str, threads: int) -> str:
-    return f"{shape.name}, {what}, {threads} threads"
+    return f"{shape.name}, {what}, threads: {threads}"
 
 
 def quotient(over: float | None, under: float | None) -> float | None:
