@@ -184,4 +184,4 @@ def save(
     with whole_file(folder / f"{family.name}.md") as path:
         path.write_text(as_markdown(rows, claims))
     with whole_file(folder / f"{family.name}.png") as path:
-        save_plot(path, family, rows)
+        save_plot(path, family, by_input(rows))
