@@ -69,6 +69,7 @@ def measure_case(
     samples += [at_threads(count, probe) for count in threads for probe in machine]
     results = interleave(samples, seconds, clock, partial(progress, f"{name}: timing"))
     bandwidths, peaks = results[len(runs) :: 2], results[len(runs) + 1 :: 2]
+    # A family with a limit of its own has no samples of the machine's.
     limits = dict(zip(threads, map(best_of, bandwidths, peaks), strict=bool(machine)))
     measured = [
         replace(

@@ -136,6 +136,7 @@ def guide(shape: Pool, values: Values) -> Tensor:
 
 
 def make_block(shape: Shape, values: Values) -> Task:
+    """A side network on frozen taps, with the parameters as leaves."""
     x = [values(shape.batch, shape.tokens, shape.channels) for _ in range(shape.taps)]
     parts: tuple[Any, ...]
     options: dict[str, Any]
@@ -144,10 +145,7 @@ def make_block(shape: Shape, values: Values) -> Task:
         options = {"mask": padding(shape, values), "eps": 1e-6}
     else:
         parts = (_down(shape, values), _gate(shape, values))
-        options = {
-            "residual": x[-1],
-            "res_scale": values(1, scale=0.1, around=0.5).squeeze(),
-        }
+        options = {"residual": x[-1], "res_scale": values(1, scale=0.1, around=0.5)}
     parts = (*parts, _up(shape, values))
     leaves = [tensor for part in parts if part for tensor in tensors(part)]
     if shape.method == "unipt":
