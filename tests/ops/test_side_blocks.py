@@ -203,6 +203,7 @@ def test_compiles_into_one_graph(case, name):
     def loss() -> Tensor:
         return call(side)[0].square().sum()
 
+    torch._dynamo.reset()  # each case is another function to it
     want = torch.autograd.grad(loss(), leaves, allow_unused=True)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     got = torch.autograd.grad(compiled(), leaves, allow_unused=True)
