@@ -44,12 +44,16 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure: a stage of the computation on an input."""
+    """One thing to measure: a stage of the computation on an input.
+
+    ``tolerance`` is in place of the family's.
+    """
 
     input: str
     stage: str
     work: Work
     data: Any
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Row:
     ``max_difference`` is the largest difference from the reference in any element of any output,
     over the largest element of that output; ``relative_error`` is the same of Euclidean norms, and
     the one that decides, because thresholds flip a few elements between any two implementations.
-    Both are None where an output has another shape or is not finite.
+    Both are None where an output has another shape or is not finite, and for a family's limit.
     """
 
     input: str
@@ -99,6 +103,7 @@ class Row:
     timing: Timing | None = None
     limits: Limits | None = None
     times_eager: float | None = None
+    times_limit: float | None = None  # the time taken, over that of the family's limit
 
     @property
     def limit(self) -> str | None:
@@ -107,7 +112,9 @@ class Row:
 
     @property
     def share_of_limit(self) -> float | None:
-        """The time that limit allows, over the time taken."""
+        """The time that the family's limit takes, or the machine's allows, over the time taken."""
+        if self.times_limit is not None:
+            return 1 / self.times_limit
         if self.limits is None or self.timing is None:
             return None
         return self.limits.bound_by(self.work)[0] / self.timing.median
@@ -143,6 +150,9 @@ class Family:
         cases: gives the cases.
         expected: gives the reference's outputs for a case.
         claims: gives the claims, from the rows.
+        limit: an arm that does a part of the work which no other can do without; its results are
+            not compared. The other arms' times are held against its times instead of against the
+            machine's limits.
     """
 
     name: str
@@ -152,6 +162,7 @@ class Family:
     cases: Callable[[], Iterator[Case]]
     expected: Callable[[Case], Outputs]
     claims: Callable[[Sequence[Row]], list[Claim]]
+    limit: str | None = None
     arms: dict[str, Arm] = field(default_factory=dict)
 
     def arm(

@@ -43,7 +43,7 @@ def run_family(
         limits: makes the samples of the machine's copy bandwidth and FMA peak.
     """
     cases = list(family.cases())
-    machine = limits(clock)
+    machine = limits(clock) if family.limit is None else ()
     rows: list[Row] = []
     for index, case in enumerate(cases):
         tell = part_of(progress, index, len(cases))
@@ -62,22 +62,24 @@ def measure_case(
     machine: Sequence[Sample],
 ) -> list[Row]:
     """Rows of one case: the timed ones, then those that were left out."""
-    progress(f"{case.stage}: checking", 0.0)
+    name = f"{case.input}, {case.stage}"
+    progress(f"{name}: checking", 0.0)
     left_out, runs = prepare(family, case, threads)
     samples = [at_threads(count, timed(run, clock)) for _, count, run in runs]
     samples += [at_threads(count, probe) for count in threads for probe in machine]
-    results = interleave(samples, seconds, clock, partial(progress, f"{case.stage}: timing"))
+    results = interleave(samples, seconds, clock, partial(progress, f"{name}: timing"))
     bandwidths, peaks = results[len(runs) :: 2], results[len(runs) + 1 :: 2]
-    limits = dict(zip(threads, map(best_of, bandwidths, peaks), strict=True))
+    # A family with a limit of its own has no samples of the machine's.
+    limits = dict(zip(threads, map(best_of, bandwidths, peaks), strict=bool(machine)))
     measured = [
         replace(
             row,
             timing=summarize(result),
-            limits=limits[count] if family.arms[row.arm].device == "cpu" else None,
+            limits=limits.get(count) if family.arms[row.arm].device == "cpu" else None,
         )
         for (row, count, _), result in zip(runs, results, strict=False)
     ]
-    return against_baseline(measured, family.baseline) + left_out
+    return against_arms(measured, family) + left_out
 
 
 def against_best(rows: Sequence[Row]) -> list[Row]:
@@ -116,8 +118,11 @@ def prepare(
             left_out.append(replace(row, skipped=str(reason)))
             continue
         for count in threads:
+            checked = replace(row, threads=count)
             with use_threads(count):
-                checked = check(replace(row, threads=count), run(), expected, family.tolerance)
+                outputs = run()
+            if name != family.limit:
+                checked = check(checked, outputs, expected, case.tolerance or family.tolerance)
             if checked.wrong:
                 left_out.append(checked)
             else:
@@ -154,12 +159,21 @@ def compare(outputs: Outputs, expected: Outputs) -> tuple[float, float] | None:
     return largest, error
 
 
-def against_baseline(rows: Sequence[Row], baseline: str) -> list[Row]:
-    """The rows with how many times faster they are than the baseline at the same threads."""
-    eager = {row.threads: row.timing.median for row in rows if row.arm == baseline and row.timing}
+def against_arms(rows: Sequence[Row], family: Family) -> list[Row]:
+    """The rows with their times against the baseline's and the limit's at the same threads."""
+    eager, limit = medians(rows, family.baseline), medians(rows, family.limit)
     return [
-        replace(row, times_eager=eager[row.threads] / row.timing.median)
-        if row.timing and row.threads in eager
+        replace(
+            row,
+            times_eager=eager[row.threads] / row.timing.median if row.threads in eager else None,
+            times_limit=row.timing.median / limit[row.threads] if row.threads in limit else None,
+        )
+        if row.timing
         else row
         for row in rows
     ]
+
+
+def medians(rows: Sequence[Row], arm: str | None) -> dict[int | None, float]:
+    """Seconds of an arm, by number of threads."""
+    return {row.threads: row.timing.median for row in rows if row.arm == arm and row.timing}

@@ -21,6 +21,14 @@ from pyext.report import Claim, Value
 from pyext.show import show_claims, show_rows
 
 
+def by_input(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each input, in their order."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.input, []).append(row)
+    return groups
+
+
 def table(rows: Sequence[Row]) -> list[dict[str, Value]]:
     """The timed rows."""
     lines: list[dict[str, Value]] = []
@@ -30,7 +38,7 @@ def table(rows: Sequence[Row]) -> list[dict[str, Value]]:
         median, lower, upper = (
             1e3 * x for x in (row.timing.median, row.timing.lower, row.timing.upper)
         )
-        eager, share = row.times_eager, row.share_of_limit
+        eager = row.times_eager
         lines.append(
             {
                 "stage": row.stage,
@@ -38,10 +46,18 @@ def table(rows: Sequence[Row]) -> list[dict[str, Value]]:
                 "threads": row.threads,
                 "ms (quartiles)": f"{median:.2f} ({lower:.2f} to {upper:.2f})",
                 "times eager": None if eager is None else f"{eager:.1f}",
-                "share of the limit": None if share is None else f"{share:.1%} of {row.limit}",
+                **against_limit(row),
             }
         )
     return lines
+
+
+def against_limit(row: Row) -> dict[str, Value]:
+    """The column that holds a row against the family's limit, or against the machine's."""
+    if row.times_limit is not None:
+        return {"times the limit": f"{row.times_limit:.2f}"}
+    share = row.share_of_limit
+    return {"share of the limit": None if share is None else f"{share:.1%} of {row.limit}"}
 
 
 def left_out(rows: Sequence[Row]) -> list[str]:
@@ -86,9 +102,11 @@ def as_json(
 
 
 def as_markdown(rows: Sequence[Row], claims: Sequence[Claim]) -> str:
-    """The tables of a run, with a list of what was not timed between them."""
-    parts = [f"{rows[0].input}\n" if rows else "", markdown_table(table(rows))]
-    parts.append("".join(f"- not timed: {line}\n" for line in left_out(rows)))
+    """A table of each input, a list of what was not timed below it, and the claims."""
+    parts = []
+    for name, group in by_input(rows).items():
+        parts += [f"{name}\n", markdown_table(table(group))]
+        parts.append("".join(f"- not timed: {line}\n" for line in left_out(group)))
     parts.append(markdown_table([claim_line(claim) for claim in claims]))
     return "\n".join(part for part in parts if part)
 
@@ -143,9 +161,10 @@ def main_run(family: str, threads: Sequence[int], seconds: float | None, output:
         seconds = chosen.seconds
     rows = measure_with_progress(chosen, threads, seconds)
     claims = chosen.claims(rows)
-    show_rows(table(rows), title=rows[0].input if rows else None)
-    for line in left_out(rows):
-        print(f"not timed: {line}")
+    for name, group in by_input(rows).items():
+        show_rows(table(group), title=name)
+        for line in left_out(group):
+            print(f"not timed: {line}")
     show_claims(claims)
     save(output, chosen, rows, claims, {"threads": list(threads), "seconds": seconds})
     return all(claim.held is not False for claim in claims)
@@ -165,4 +184,4 @@ def save(
     with whole_file(folder / f"{family.name}.md") as path:
         path.write_text(as_markdown(rows, claims))
     with whole_file(folder / f"{family.name}.png") as path:
-        save_plot(path, family, rows)
+        save_plot(path, family, by_input(rows))

@@ -7,17 +7,11 @@
 
 #include <cstdint>
 
+#include "core/context.h"
+
 namespace pyext::splat {
 
 constexpr int kTile = 16;  // a tile is kTile x kTile pixels
-
-// What a backend may ask of its caller while it runs.
-struct Context {
-  void* stream;  // cudaStream_t, null on the CPU
-  void* owner;   // passed back to `scratch`
-  // Device memory, released after the call. Any thread may ask for it.
-  void* (*scratch)(void* owner, int64_t bytes);
-};
 
 template <class T>
 struct ProjectArgs {

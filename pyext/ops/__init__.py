@@ -1,9 +1,9 @@
-"""The ops, one module per family: ``pyext.ops.splat``."""
+"""The ops, one module per family: ``pyext.ops.side``, ``pyext.ops.splat``."""
 
 from pyext._load import load as _load
 
 _load()
 
-from pyext.ops import splat  # noqa: E402
+from pyext.ops import side, splat  # noqa: E402
 
-__all__ = ["splat"]
+__all__ = ["side", "splat"]

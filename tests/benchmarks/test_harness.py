@@ -1,6 +1,7 @@
 """The harness on a fake clock: nothing here times anything real."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -153,6 +154,24 @@ def test_an_arm_on_another_device_has_no_share_of_the_processor(clock):
     assert row.share_of_limit is row.share_of_fma_peak is row.limit is None
 
 
+def test_a_case_may_have_its_own_tolerance(clock):
+    family = make_family(clock)
+    (case,) = family.cases()
+    family.cases = lambda: iter([replace(case, tolerance=0.06)])
+    rows = run_family(family, [1], 8.0, clock=clock, limits=fake_limits)
+    assert find(rows, "wrong", 1).timing and not find(rows, "wrong", 1).wrong
+
+
+def test_a_limit_of_the_familys_is_not_compared_and_replaces_the_machines(clock):
+    family = replace(make_family(clock), limit="wrong")
+    rows = run_family(family, [1, 2], 8.0, clock=clock, limits=fake_limits)
+    limit, quick = find(rows, "wrong", 2), find(rows, "quick", 2)
+    assert limit.relative_error is None and not limit.wrong
+    assert (limit.times_limit, quick.times_limit) == (1.0, 0.25)
+    assert (quick.share_of_limit, quick.limits, quick.times_eager) == (4.0, None, 8.0)
+    assert not {"copy", "peak"} & set(clock.log)
+
+
 def test_the_reason_of_a_skip_is_kept(rows):
     row = find(rows, "absent", None)
     assert row.skipped == "absent is not installed"
@@ -258,3 +277,17 @@ def test_all_that_was_left_out_is_told_with_its_reason(run, tmp_path, capsys):
 def test_the_plot_is_a_picture(run, tmp_path):
     run(wanted=3)
     assert (tmp_path / "out/fake.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_input_has_its_table(rows):
+    other = replace(rows[0], input="letters", skipped="no letters", timing=None)
+    written = report.as_markdown([*rows, other], [])
+    numbers, letters = written.split("letters\n", 1)
+    assert numbers.startswith("numbers\n") and numbers.count("| stage |") == 1
+    assert "no letters" in letters and "no letters" not in numbers
+
+
+def test_the_table_holds_rows_against_the_familys_limit_if_it_has_one(rows):
+    assert report.table(rows)[0]["share of the limit"] == "25.0% of FMA"
+    (line,) = report.table([replace(rows[0], times_limit=1.25)])
+    assert line["times the limit"] == "1.25" and "share of the limit" not in line

@@ -37,6 +37,13 @@ __device__ inline float warp_sum_each(float (&values)[K]) {
   return values[0];
 }
 
+// The sum of a value over the warp, to all lanes.
+__device__ inline float warp_sum(float value) {
+  for (int offset = 16; offset > 0; offset >>= 1)
+    value += __shfl_xor_sync(kFullWarp, value, offset);
+  return value;
+}
+
 // Sums of K values over a block of `Warps` warps; thread i < K gets the sum of values[i], the
 // others zero. All threads of the block must call it.
 template <int Warps, int K>
