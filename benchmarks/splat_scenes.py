@@ -61,7 +61,7 @@ class Drawing:
 
 
 def cases() -> Iterator[Case]:
-    """Of every scene the stages on projected Gaussians; of ``LARGE`` all, and with many channels."""
+    """Of every scene what follows projection; of ``LARGE`` the whole, and with many channels."""
     for name, size in SCENES.items():
         scene = garden(*size)
         colors, _, meta = render(scene)
@@ -95,7 +95,7 @@ def stage_name(passes: str, channels: int) -> str:
 
 
 def case(name: str, stage: str, work: Work, task: Task, pairs: int) -> Case:
-    return Case(input=name, stage=f"{name}: {stage}", work=work, data=Drawing(task, pairs))
+    return Case(input=name, stage=stage, work=work, data=Drawing(task, pairs))
 
 
 def render(scene: Scene) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -122,10 +122,14 @@ def is_float(x: object) -> bool:
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """The claims; what was not measured stays open."""
-    found = {(row.stage, row.threads): row for row in rows if row.arm == "pyext" and row.timing}
+    found = {
+        (row.input, row.stage, row.threads): row
+        for row in rows
+        if row.arm == "pyext" and row.timing
+    }
 
     def row(name: str, stage: str, threads: int = 1) -> Row | None:
-        return found.get((f"{name}: {stage}", threads))
+        return found.get((name, stage, threads))
 
     def seconds(stage: str) -> float | None:
         of_stage = row(LARGE, stage)

@@ -12,14 +12,14 @@ from benchmarks.splat_scenes import DRAW, LARGE, SCENES
 @pytest.fixture
 def small_cases(monkeypatch):
     monkeypatch.setattr(splat_scenes, "SCENES", {name: (60, 40, 30, 5.0) for name in SCENES})
-    return {case.stage: case for case in splat_scenes.cases()}
+    return {(case.input, case.stage): case for case in splat_scenes.cases()}
 
 
 def test_every_scene_is_drawn_both_ways_and_the_large_one_whole(small_cases):
     whole = [splat_scenes.stage_name(p, d) for d in (3, 32) for p in
              (splat.FORWARD, splat.BACKWARD, splat.BOTH)]  # fmt: skip
-    wanted = {f"{name}: {stage}" for name in SCENES for stage in (DRAW, splat.COMPOSITE_BACKWARD)}
-    assert set(small_cases) == wanted | {f"{LARGE}: {stage}" for stage in whole}
+    wanted = {(name, stage) for name in SCENES for stage in (DRAW, splat.COMPOSITE_BACKWARD)}
+    assert set(small_cases) == wanted | {(LARGE, stage) for stage in whole}
 
 
 def test_arms_agree_with_float64(small_cases):
@@ -48,7 +48,7 @@ def test_a_garden_needs_a_size():
 
 def row(stage, threads, seconds):
     timing = Timing(median=seconds, lower=seconds, upper=seconds, runs=3)
-    return Row("i", f"{LARGE}: {stage}", "pyext", threads, Work(1, 1), timing=timing)
+    return Row(LARGE, stage, "pyext", threads, Work(1, 1), timing=timing)
 
 
 def test_claims_read_the_rows(monkeypatch):
