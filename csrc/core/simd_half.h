@@ -66,28 +66,46 @@ PYEXT_INLINE void store_narrow(Lanes<float> a, Float16* p) {
 }
 #endif
 
-// The first `count` lanes; those beyond are zero when loaded, and not stored.
+// How many lanes a step of a loop has: all, known to the compiler, or the first `count`. Those
+// beyond are zero when loaded, and not stored.
+struct AllLanes {
+  PYEXT_INLINE operator int() const { return kLanes; }
+};
+struct FirstLanes {
+  int count;
+  PYEXT_INLINE FirstLanes(int count_) : count(count_) {}
+  PYEXT_INLINE operator int() const { return count; }
+};
+
 template <class S>
-PYEXT_INLINE WideLanes<S> load_wide(const S* p, int count) {
-  if (count >= kLanes) return load_wide(p);
+PYEXT_INLINE WideLanes<S> load_wide(const S* p, AllLanes) {
+  return load_wide(p);
+}
+template <class S>
+PYEXT_INLINE WideLanes<S> load_wide(const S* p, FirstLanes lanes) {
+  if (lanes.count >= kLanes) return load_wide(p);
   Wide<S> x[kLanes] = {};
-  for (int i = 0; i < count; ++i) x[i] = widen(p[i]);
+  for (int i = 0; i < lanes.count; ++i) x[i] = widen(p[i]);
   return WideLanes<S>::load(x);
 }
 template <class S>
-PYEXT_INLINE void store_narrow(WideLanes<S> a, S* p, int count) {
-  if (count >= kLanes) return store_narrow(a, p);
+PYEXT_INLINE void store_narrow(WideLanes<S> a, S* p, AllLanes) {
+  store_narrow(a, p);
+}
+template <class S>
+PYEXT_INLINE void store_narrow(WideLanes<S> a, S* p, FirstLanes lanes) {
+  if (lanes.count >= kLanes) return store_narrow(a, p);
   Wide<S> x[kLanes];
   a.store(x);
-  for (int i = 0; i < count; ++i) p[i] = narrow<S>(x[i]);
+  for (int i = 0; i < lanes.count; ++i) p[i] = narrow<S>(x[i]);
 }
 
-// Calls body(i, count) for sixteen of n neighbours at a time; the last call may have fewer.
+// Calls body(i, lanes) for sixteen of n neighbours at a time; the last call may have fewer.
 template <class Body>
 PYEXT_INLINE void for_each_lanes(int64_t n, Body body) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) body(i, kLanes);
-  if (i < n) body(i, int(n - i));
+  for (; i + kLanes <= n; i += kLanes) body(i, AllLanes());
+  if (i < n) body(i, FirstLanes(int(n - i)));
 }
 
 }  // namespace pyext::PYEXT_ISA

@@ -1,9 +1,12 @@
 // The CPU backend of `side`, compiled once per instruction set (PYEXT_ISA names it).
+#include "side/cpu/activate.h"
 #include "side/cpu/antired.h"
 #include "side/cpu/attend.h"
 #include "side/cpu/confidence.h"
 #include "side/cpu/guided_pool.h"
 #include "side/cpu/maxavg_pool.h"
+#include "side/cpu/project.h"
+#include "side/cpu/spans.h"
 
 namespace pyext::PYEXT_ISA {
 

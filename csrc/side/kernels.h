@@ -12,8 +12,90 @@
 #include "core/context.h"
 #include "core/half.h"
 #include "side/mixing.h"
+#include "side/product.h"
 
 namespace pyext::side {
+
+enum class Activation { none, relu, gelu, quick_gelu };
+
+// Where a row of one tap lies in an array [B, K, N, d] of either layout.
+struct RowMap {
+  int64_t tokens, sample_stride, token_stride;
+  PYEXT_HD int64_t operator()(int64_t row) const {
+    return row / tokens * sample_stride + row % tokens * token_stride;
+  }
+};
+
+// y = act(x) of so many values; of float16 also the copy that products are made of.
+template <class S>
+struct ActivateArgs {
+  int64_t count;
+  Activation act;
+  const S* x;
+  Product<S>* y;  // out
+};
+
+template <class S>
+struct ActivateBackwardArgs {
+  int64_t count;
+  Activation act;
+  const S* x;
+  const Product<S>* g_y;
+  S* g_x;  // out
+};
+
+// From the product of rows [first, first + count) of a tap with its matrix to h.
+template <class S>
+struct ProjectArgs {
+  int64_t channels, first, count;
+  Activation post_act;
+  bool norm;  // over the channels
+  double eps;
+  const Product<S>* product;  // [count, d]
+  const S* bias;              // [d] or null
+  RowMap at;                  // of h, from the tap's first row on; all rows are counted by it
+  S* h;                       // out
+  RowMap stat_at;             // of rstd; strides count rows
+  Wide<S>* rstd;              // out, 1 / sigma; null without a norm
+};
+
+// From the gradients of h, its means and its sums to that of product + bias.
+template <class S>
+struct ProjectBackwardArgs {
+  ProjectArgs<S> forward;    // h and rstd are read; product only for gelu and quick_gelu
+  const S* g_h;              // as h
+  const int32_t* samples;    // [rows]: which sample a row belongs to; null: row / tokens
+  const bool* mask;          // [rows] or null
+  const Wide<S>* share;      // [B]: weight of a row in its sample's mean
+  const Wide<S>* g_pool;     // [B, K, d], from the tap on; null if there are no means
+  int64_t g_pool_stride;     // from sample to sample
+  const Wide<S>* g_sums;     // [d] or null: of the sum over rows that count
+  const Wide<S>* g_squares;  // [d] or null: of their squares
+  Product<S>* g_product;     // [count, d] out
+};
+
+// Sums of an array's rows over spans of neighbouring rows: sums[s] = sum over the rows of span s.
+template <class S>
+struct SpanSumsArgs {
+  int64_t channels, spans;
+  const int64_t* ends;  // [spans + 1]: span s is the rows from ends[s] to ends[s + 1]
+  RowMap at;
+  const S* rows;
+  const bool* mask;  // [rows] or null: which rows count
+  Wide<S>* sums;     // [spans, d] out
+  Wide<S>* squares;  // [spans, d] out or null: sums of squares
+};
+
+// out[g] = scale[g] * sum over the spans of group g, in their order.
+template <class S>
+struct JoinSpansArgs {
+  int64_t channels, groups;
+  const int64_t* ends;   // [groups + 1]: group g is the spans from ends[g] to ends[g + 1]
+  const Wide<S>* sums;   // [spans, d]
+  const Wide<S>* scale;  // [groups] or null for 1
+  Wide<S>* out;          // [groups, d] out, out_stride from group to group
+  int64_t out_stride;
+};
 
 template <class S>
 struct MaxavgPoolArgs {
@@ -41,10 +123,16 @@ struct GuidedPoolBackwardArgs {
 };
 
 // The kernels of a backend, one line an op: X(name, type of its arguments).
-#define PYEXT_SIDE_KERNELS(X)    \
-  PYEXT_SIDE_MIXING_KERNELS(X)   \
-  X(maxavg_pool, MaxavgPoolArgs) \
-  X(guided_pool, GuidedPoolArgs) \
+#define PYEXT_SIDE_KERNELS(X)                \
+  PYEXT_SIDE_MIXING_KERNELS(X)               \
+  X(activate, ActivateArgs)                  \
+  X(activate_backward, ActivateBackwardArgs) \
+  X(project, ProjectArgs)                    \
+  X(project_backward, ProjectBackwardArgs)   \
+  X(span_sums, SpanSumsArgs)                 \
+  X(join_spans, JoinSpansArgs)               \
+  X(maxavg_pool, MaxavgPoolArgs)             \
+  X(guided_pool, GuidedPoolArgs)             \
   X(guided_pool_backward, GuidedPoolBackwardArgs)
 
 template <class S>

@@ -10,16 +10,34 @@ from __future__ import annotations
 
 import torch
 
-from pyext.interface.side_mixing import make_antired, make_confidence, make_relu_attend
+from pyext.interface.side import Projected, make_project
+from pyext.interface.side_mixing import (
+    Attended,
+    Merged,
+    make_antired,
+    make_confidence,
+    make_relu_attend,
+)
 from pyext.interface.side_tail import make_guided_pool, make_maxavg_pool
 from pyext.ops import _side  # noqa: F401  (registers fake kernels and gradients)
 
 _ops = torch.ops.pyext
 
+project = make_project(_ops.side_project)
 confidence = make_confidence(_ops.side_confidence)
 relu_attend = make_relu_attend(_ops.side_relu_attend)
 antired = make_antired(_ops.side_antired)
 guided_pool = make_guided_pool(_ops.side_guided_pool)
 maxavg_pool = make_maxavg_pool(_ops.side_maxavg_pool)
 
-__all__ = ["antired", "confidence", "guided_pool", "maxavg_pool", "relu_attend"]
+__all__ = [
+    "Attended",
+    "Merged",
+    "Projected",
+    "antired",
+    "confidence",
+    "guided_pool",
+    "maxavg_pool",
+    "project",
+    "relu_attend",
+]

@@ -34,7 +34,7 @@ def affine(h: Tensor, a: Tensor | None, c: Tensor | None) -> Tensor:
 def masked_mean(h: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the tokens [..., N, d] that count, [..., d]; 0 where none does."""
     if mask is None:
-        return h.mean(-2)
+        return h.sum(-2) / max(h.shape[-2], 1)
     weight = mask.to(h.dtype).unsqueeze(-1)
     return (h * weight).sum(-2) / weight.sum(-2).clamp(min=1)
 

@@ -53,12 +53,12 @@ template <class S>
 void add_products(const Strip<S>& strip, const S* x, const Wide<S>* values, Wide<S>* places) {
   using V = WideLanes<S>;
   for (int64_t row = 0; row < strip.r; ++row)
-    for_each_lanes(strip.columns, [&](int64_t i, int count) {
+    for_each_lanes(strip.columns, [&](int64_t i, auto lanes) {
       Wide<S>* at = places + row * strip.columns + i;
       const V products =
-          fma(load_wide(values + i, count), load_wide(x + row * strip.args.width + i, count),
-              load_wide(at, count));
-      store_narrow<Wide<S>>(products, at, count);
+          fma(load_wide(values + i, lanes), load_wide(x + row * strip.args.width + i, lanes),
+              load_wide(at, lanes));
+      store_narrow<Wide<S>>(products, at, lanes);
     });
 }
 
@@ -68,12 +68,12 @@ template <class S>
 void weighted_sums(const Strip<S>& strip, const S* x, const Wide<S>* weights, Wide<S>* sums, S* out,
                    int64_t stride) {
   using V = WideLanes<S>;
-  for_each_lanes(strip.columns, [&](int64_t i, int count) {
+  for_each_lanes(strip.columns, [&](int64_t i, auto lanes) {
     V sum(Wide<S>(0));
     for (int64_t row = 0; row < strip.r; ++row)
-      sum = fma(load_wide(weights + row * strip.columns + i, count),
-                load_wide(x + row * strip.args.width + i, count), sum);
-    store_narrow<Wide<S>>(sum, sums + i, count);
+      sum = fma(load_wide(weights + row * strip.columns + i, lanes),
+                load_wide(x + row * strip.args.width + i, lanes), sum);
+    store_narrow<Wide<S>>(sum, sums + i, lanes);
   });
   for (int64_t j = 0; j < strip.windows; ++j) {
     Wide<S> sum(0);
@@ -175,11 +175,11 @@ template <class S>
 void map_gradient(const Strip<S>& strip, const Wide<S>* weights, const Wide<S>* g_y,
                   const Wide<S>* g_scores, const Wide<S>* guide, S* g_x) {
   for (int64_t row = 0; row < strip.r; ++row)
-    for_each_lanes(strip.columns, [&](int64_t i, int count) {
+    for_each_lanes(strip.columns, [&](int64_t i, auto lanes) {
       const int64_t at = row * strip.columns + i;
-      const auto direct = load_wide(weights + at, count) * load_wide(g_y + i, count);
-      store_narrow<S>(fma(load_wide(g_scores + at, count), load_wide(guide + i, count), direct),
-                      g_x + row * strip.args.width + i, count);
+      const auto direct = load_wide(weights + at, lanes) * load_wide(g_y + i, lanes);
+      store_narrow<S>(fma(load_wide(g_scores + at, lanes), load_wide(guide + i, lanes), direct),
+                      g_x + row * strip.args.width + i, lanes);
     });
 }
 

@@ -18,10 +18,10 @@ template <class S>
 void pool_columns(const S* x, int64_t stride, int64_t r, int columns, Wide<S>* best,
                   Wide<S>* total) {
   Wide<S> most[kPoolColumns], sum[kPoolColumns];
-  for_each_lanes(columns, [&](int64_t i, int count) {
-    WideLanes<S> m = load_wide(x + i, count), s = m;
+  for_each_lanes(columns, [&](int64_t i, auto lanes) {
+    WideLanes<S> m = load_wide(x + i, lanes), s = m;
     for (int64_t row = 1; row < r; ++row) {
-      const WideLanes<S> v = load_wide(x + row * stride + i, count);
+      const WideLanes<S> v = load_wide(x + row * stride + i, lanes);
       m = vmax(m, v);
       s = s + v;
     }

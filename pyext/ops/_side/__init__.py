@@ -1,5 +1,5 @@
 """Fake kernels and gradient formulas of the ``side_*`` ops, registered by importing them."""
 
-from pyext.ops._side import antired, attend, confidence, pool
+from pyext.ops._side import antired, attend, confidence, pool, project
 
-__all__ = ["antired", "attend", "confidence", "pool"]
+__all__ = ["antired", "attend", "confidence", "pool", "project"]
