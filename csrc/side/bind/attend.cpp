@@ -149,6 +149,32 @@ std::vector<Part> whole_parts(const Attention& in, int64_t copies) {
   return parts;
 }
 
+// Parts that a few samples are cut into at least, so that they keep many threads busy.
+constexpr int64_t kBusy = 8;
+
+// The same in blocks of rows: features are made for each, so a block is not small.
+std::vector<Part> row_parts(const Attention& in) {
+  constexpr int64_t kLeastRows = 64;
+  std::vector<Part> parts;
+  const std::vector<Part> whole = whole_parts(in, 1);
+  const int64_t blocks = is_device(in.q) ? 1 : ceil_div(kBusy, int64_t(whole.size()));
+  for (Part p : whole) {
+    const int64_t step = std::min(Cut(in, p.all_rows, p.keys, 1).rows,
+                                  std::max(ceil_div(p.all_rows, blocks), kLeastRows));
+    for (; p.row < p.all_rows; p.row += step) {
+      p.rows = std::min(step, p.all_rows - p.row);
+      parts.push_back(p);
+    }
+  }
+  return parts;
+}
+
+// Into how many ranges of taps the parts of whole samples are cut.
+int64_t tap_ranges(const Attention& in, const std::vector<Part>& whole) {
+  if (is_device(in.q) || whole.empty() || whole[0].samples > 1) return 1;
+  return std::min(ceil_div(kBusy, int64_t(whole.size())), in.K);
+}
+
 // Scratch memory of one thread, kept from part to part.
 struct Space {
   Tensor features, g_features, scores, stacked, sum, term;
@@ -371,14 +397,7 @@ std::tuple<Tensor, Tensor> side_relu_attend(
   Tensor z = empty(add_taps ? each : in.result(), in.q.options());
   Tensor rowsum = at::empty({in.batch(), in.K, in.M}, in.wide());
   if (in.empty()) return {at::zeros(in.result(), in.q.options()), rowsum.zero_()};
-  std::vector<Part> parts;
-  for (const Part& whole : whole_parts(in, 1)) {
-    const int64_t step = Cut(in, whole.all_rows, whole.keys, 1).rows;
-    for (Part p = whole; p.row < p.all_rows; p.row += step) {
-      p.rows = std::min(step, p.all_rows - p.row);
-      parts.push_back(p);
-    }
-  }
+  const std::vector<Part> parts = row_parts(in);
   Scratch scratch(in.q);
   dispatch(in.q, "q", [&](auto zero) {
     using S = decltype(zero);
@@ -439,18 +458,14 @@ Grads side_relu_attend_backward(const Tensor& g_z_, const Tensor& rowsum_, const
     g_z = g_z.unsqueeze(1).expand({in.batch(), in.K, in.M, in.d}).contiguous();
   const Tensor rowsum = dense_wide(rowsum_, "rowsum", in.q, "q", {in.batch(), in.K, in.M});
 
-  // Samples with all rows, their taps in ranges so that few samples keep many threads busy. Each
-  // range adds to a g_q of its own.
   const std::vector<Part> parts = in.empty() ? std::vector<Part>() : whole_parts(in, 2);
-  const int64_t ranges =
-      is_device(in.q) || parts.empty()
-          ? 1
-          : std::min<int64_t>(ceil_div(8, int64_t(parts.size())), parts[0].samples > 1 ? 1 : in.K);
-  const bool many_terms = ranges > 1 || Cut(in, in.M, in.N, 2).taps < in.K;
-  const bool in_range = in.joined && ranges > 1;
+  const int64_t ranges = tap_ranges(in, parts);
+  // Where taps are joined g_q is a sum over them: each range has its own.
+  bool summed = ranges > 1;
+  for (const Part& p : parts) summed |= Cut(in, p.all_rows, p.keys, 2).taps < in.K;
   std::vector<int64_t> shape = in.q.sizes().vec();
-  shape.insert(shape.begin(), in_range ? ranges : 1);
-  Tensor g_qs = empty(shape, in.joined && (in_range || many_terms) ? in.wide() : in.q.options());
+  shape.insert(shape.begin(), in.joined ? ranges : 1);
+  Tensor g_qs = empty(shape, in.joined && summed ? in.wide() : in.q.options());
 
   Gradients g;
   g.h = empty_gradient(in.h);
@@ -473,7 +488,7 @@ Grads side_relu_attend_backward(const Tensor& g_z_, const Tensor& rowsum_, const
       const int64_t range = unit % ranges;
       const int64_t begin = range * in.K / ranges, end = (range + 1) * in.K / ranges;
       Gradients own = g;
-      own.q = g_qs.select(0, in_range ? range : 0);
+      own.q = g_qs.select(0, in.joined ? range : 0);
       Worker<S> worker(in, context, spaces[thread]);
       const Cut cut(in, p.all_rows, p.keys, 2);
       for (p.tap = begin; p.tap < end; p.tap += p.taps) {
