@@ -3,10 +3,12 @@
 #include "side/cpu/antired.h"
 #include "side/cpu/attend.h"
 #include "side/cpu/confidence.h"
+#include "side/cpu/gated.h"
 #include "side/cpu/guided_pool.h"
 #include "side/cpu/maxavg_pool.h"
 #include "side/cpu/project.h"
 #include "side/cpu/spans.h"
+#include "side/cpu/up.h"
 
 namespace pyext::PYEXT_ISA {
 

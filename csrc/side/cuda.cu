@@ -1,9 +1,14 @@
 // The CUDA backend of `side`. No torch header: pointers, sizes and a stream come in.
+#include "side/cuda/activate.cuh"
 #include "side/cuda/antired.cuh"
 #include "side/cuda/attend.cuh"
 #include "side/cuda/confidence.cuh"
+#include "side/cuda/gated.cuh"
+#include "side/cuda/guided_pool.cuh"
 #include "side/cuda/maxavg_pool.cuh"
-#include "side/cuda/missing.cuh"
+#include "side/cuda/project.cuh"
+#include "side/cuda/spans.cuh"
+#include "side/cuda/up.cuh"
 
 namespace pyext::side::cuda {
 

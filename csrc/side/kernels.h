@@ -11,6 +11,7 @@
 
 #include "core/context.h"
 #include "core/half.h"
+#include "core/macros.h"
 #include "side/mixing.h"
 #include "side/product.h"
 
@@ -62,8 +63,9 @@ struct ProjectArgs {
 // From the gradients of h, its means and its sums to that of product + bias.
 template <class S>
 struct ProjectBackwardArgs {
-  ProjectArgs<S> forward;    // h and rstd are read; product only for gelu and quick_gelu
-  const S* g_h;              // as h
+  ProjectArgs<S> forward;  // h and rstd are read; product only for gelu and quick_gelu
+  RowMap g_at;             // of g_h, as `at`
+  const S* g_h;
   const int32_t* samples;    // [rows]: which sample a row belongs to; null: row / tokens
   const bool* mask;          // [rows] or null
   const Wide<S>* share;      // [B]: weight of a row in its sample's mean
@@ -74,6 +76,87 @@ struct ProjectBackwardArgs {
   Product<S>* g_product;     // [count, d] out
 };
 
+// From the product of rows with the gate's first matrix to ReLU(product + bias), stored and copied.
+template <class S>
+struct GatedHiddenArgs {
+  int64_t channels, first, count;
+  const Product<S>* product;  // [count, d]
+  const S* bias;              // [d]
+  RowMap at;                  // of hidden, from the tap's first row on
+  S* hidden;                  // out
+  Product<S>* copy;           // [count, d] out, of the rounded values
+};
+
+// The copy alone, of what is stored.
+template <class S>
+struct CopyRowsArgs {
+  int64_t channels, first, count;
+  RowMap at;
+  const S* rows;
+  Product<S>* copy;  // [count, d] out
+};
+
+// f = (value + bias2 + hidden) o sigmoid(gate + bias3), of products of the hidden rows.
+template <class S>
+struct GatedArgs {
+  int64_t channels, first, count;
+  const Product<S>*hidden, *value, *gate;  // [count, d]
+  const S *bias2, *bias3;                  // [d]
+  RowMap at;                               // of f, from the tap's first row on
+  S* f;                                    // out
+};
+
+template <class S>
+struct GatedBackwardArgs {
+  GatedArgs<S> forward;  // f is not read
+  RowMap g_at;           // of g_f, as `at`
+  const S* g_f;
+  Product<S>*g_value, *g_gate;  // [count, d] out
+};
+
+// g = (skip + through) where hidden > 0: the gradient before the first ReLU.
+template <class S>
+struct GatedJoinArgs {
+  int64_t count;  // of values
+  const Product<S>*hidden, *skip, *through;
+  Product<S>* g;  // out
+};
+
+// Which elements stay: by their index, a seed, and a share of 2^32.
+struct Dropout {
+  uint32_t key[2];
+  uint64_t dropped;  // of 2^32
+  double scale;      // of what stays; 0: there is no dropout
+};
+
+// From the product of rows with a matrix to
+// out_scale Dropout(post_act(norm(product + bias))) + res_scale residual.
+template <class S>
+struct UpArgs {
+  int64_t channels, first, count;  // E
+  Activation post_act;
+  double eps;
+  const Product<S>* product;            // [count, E]
+  const S* bias;                        // [E] or null
+  const Wide<S>*gamma, *beta;           // [E], or null without a norm
+  const S* residual;                    // [rows, E] or null
+  const Wide<S>*res_scale, *out_scale;  // one value, or null for 1
+  Dropout dropout;
+  S* y;           // [rows, E] out
+  S* xhat;        // [rows, E] out, null without a norm
+  Wide<S>* rstd;  // [rows] out, null without a norm
+};
+
+template <class S>
+struct UpBackwardArgs {
+  UpArgs<S> forward;      // xhat, rstd and product are read, y is not; without a norm `product` is
+                          //   needed for an activation but relu and none, and for g_scales
+  const S* g_y;           // [rows, E]
+  Product<S>* g_product;  // [count, E] out
+  S* g_normed;            // [count, E] out: to gamma xhat + beta; null without a norm
+  Wide<S>* g_scales;      // [rows, 2] out or null: shares of res_scale's and out_scale's gradients
+};
+
 // Sums of an array's rows over spans of neighbouring rows: sums[s] = sum over the rows of span s.
 template <class S>
 struct SpanSumsArgs {
@@ -81,9 +164,10 @@ struct SpanSumsArgs {
   const int64_t* ends;  // [spans + 1]: span s is the rows from ends[s] to ends[s + 1]
   RowMap at;
   const S* rows;
-  const bool* mask;  // [rows] or null: which rows count
-  Wide<S>* sums;     // [spans, d] out
-  Wide<S>* squares;  // [spans, d] out or null: sums of squares
+  const bool* mask;   // [rows] or null: which rows count
+  const S* others;    // where `products` are wanted
+  Wide<S>* sums;      // [spans, d] out
+  Wide<S>* products;  // [spans, d] out or null: sums of rows times others
 };
 
 // out[g] = scale[g] * sum over the spans of group g, in their order.
@@ -129,6 +213,13 @@ struct GuidedPoolBackwardArgs {
   X(activate_backward, ActivateBackwardArgs) \
   X(project, ProjectArgs)                    \
   X(project_backward, ProjectBackwardArgs)   \
+  X(gated_hidden, GatedHiddenArgs)           \
+  X(copy_rows, CopyRowsArgs)                 \
+  X(gated, GatedArgs)                        \
+  X(gated_backward, GatedBackwardArgs)       \
+  X(gated_join, GatedJoinArgs)               \
+  X(up, UpArgs)                              \
+  X(up_backward, UpBackwardArgs)             \
   X(span_sums, SpanSumsArgs)                 \
   X(join_spans, JoinSpansArgs)               \
   X(maxavg_pool, MaxavgPoolArgs)             \

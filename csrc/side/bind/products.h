@@ -76,6 +76,20 @@ void activate_into(const Tensor& copy, const Tensor& rows, Activation act, const
                                 context);
 }
 
+// The gradient of a block's rows of x, from that of act(x) w^T.
+template <class S>
+void rows_gradient(Tensor out, const Tensor& g, const Tensor& w, Activation act, const Tensor& x,
+                   const BlockBuffers& buffers, int worker, const Context& context) {
+  if (!copied(x, act)) {
+    at::mm_out(out, g, w);
+    return;
+  }
+  Tensor product = buffers.get(worker, x.size(0), x.size(1));
+  at::mm_out(product, g, w);
+  kernels_for<S>(x).activate_backward(
+      {x.numel(), act, pointer<S>(x), pointer<Product<S>>(product), pointer<S>(out)}, context);
+}
+
 // A gradient of weights [d, D] = g [R, d]^T x [R, D] is made in parts of its rows.
 inline int64_t weight_parts(const Tensor& like, int64_t d) {
   return is_device(like) ? 1 : (d + 255) / 256;

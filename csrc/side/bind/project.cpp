@@ -1,4 +1,5 @@
 // Torch ops: K taps projected to one width, and the gradient.
+#include "side/bind/sums.h"
 #include "side/bind/taps.h"
 
 namespace pyext::side {
@@ -9,7 +10,7 @@ struct Projection {
   Taps taps;
   std::vector<Tensor> bias;
   Activation pre_act, post_act;
-  bool layer_norm, batch_norm, token;
+  bool layer_norm, batch_norm;
   double eps;
   Tensor mask;  // [R] bool or undefined
   Blocks blocks;
@@ -18,14 +19,13 @@ struct Projection {
 
   Projection(at::TensorList x, at::TensorList w, at::TensorList bias_, c10::string_view pre_act_,
              c10::string_view post_act_, c10::string_view norm, double eps_,
-             const OptionalTensor& mask_, const OptionalTensor& cu_seqlens, c10::string_view layout)
+             const OptionalTensor& mask_, const OptionalTensor& cu_seqlens)
       : taps(x, w, cu_seqlens.has_value()),
-        bias(taps.list(bias_, "bias", {taps.d})),
+        bias(list_of(bias_, "bias", bias_.empty() ? 0 : taps.K, taps.like(), {taps.d})),
         pre_act(activation_of(pre_act_, "pre_act")),
         post_act(activation_of(post_act_, "post_act")),
         layer_norm(norm == "layer"),
         batch_norm(norm == "batch"),
-        token(token_layout(layout)),
         eps(eps_),
         mask(dense_integers(mask_, "mask", at::kBool, taps.like(), "x", {taps.B, taps.N})),
         blocks(taps.like(), taps.R),
@@ -74,8 +74,8 @@ struct Projection {
     a.eps = eps;
     a.product = pointer<Product<S>>(product);
     a.bias = bias.empty() ? nullptr : pointer<S>(bias[size_t(k)]);
-    a.at = taps.at(token);
-    a.h = pointer<S>(h) + taps.first(k, token);
+    a.at = rows_in(h);
+    a.h = tap_in<S>(h, k);
     a.stat_at = taps.stat_at();
     a.rstd = layer_norm ? pointer<Wide<S>>(rstd) + k * taps.N : nullptr;
     return a;
@@ -120,44 +120,28 @@ struct HSums {
     a.channels = p.taps.d;
     a.spans = last - first;
     a.ends = pointer<int64_t>(p.span_ends) + first;
-    a.at = p.taps.at(p.token);
-    a.rows = pointer<S>(h) + p.taps.first(k, p.token);
+    a.at = rows_in(h);
+    a.rows = tap_in<S>(h, k);
     a.mask = pointer<bool>(p.mask);
     a.sums = pointer<Wide<S>>(sums) + at;
-    a.squares = squares.defined() ? pointer<Wide<S>>(squares) + at : nullptr;
+    a.others = a.rows;
+    a.products = squares.defined() ? pointer<Wide<S>>(squares) + at : nullptr;
     kernels_for<S>(h).span_sums(a, context);
   }
 };
-
-// out[g, k] = scale[g] * sum over the spans of group g of sums [K, spans, d], for every tap.
-template <class S>
-void join(const Tensor& sums, const Tensor& group_ends, const Tensor& scale, const Tensor& out,
-          const Context& context) {
-  const int64_t K = sums.size(0), d = sums.size(2), groups = group_ends.numel() - 1;
-  for (int64_t k = 0; k < K; ++k)
-    kernels_for<S>(sums).join_spans(
-        {d, groups, pointer<int64_t>(group_ends), pointer<Wide<S>>(sums) + k * sums.size(1) * d,
-         pointer<Wide<S>>(scale), pointer<Wide<S>>(out) + k * d, K * d},
-        context);
-}
-
-// One group of all spans.
-Tensor all_spans(const Tensor& like, int64_t spans) {
-  return on_device_of(like, std::vector<int64_t>{0, spans});
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> side_project(
     at::TensorList x, at::TensorList w, at::TensorList bias, c10::string_view pre_act,
     c10::string_view post_act, c10::string_view norm, double eps, const OptionalTensor& mask,
     const OptionalTensor& cu_seqlens, c10::string_view layout, bool pool) {
-  const Projection p(x, w, bias, pre_act, post_act, norm, eps, mask, cu_seqlens, layout);
+  const Projection p(x, w, bias, pre_act, post_act, norm, eps, mask, cu_seqlens);
   const Taps& t = p.taps;
   const Tensor& like = t.like();
   // One that is not asked for is empty; no two outputs may share memory.
   const auto make = [&](bool wanted, at::IntArrayRef shape) {
     return at::empty(wanted ? shape : at::IntArrayRef{0}, p.wide());
   };
-  const Tensor h = t.make_h(p.token), rstd = make(p.layer_norm, {t.B, t.K, t.N});
+  const Tensor h = t.make_h(token_layout(layout)), rstd = make(p.layer_norm, {t.B, t.K, t.N});
   const Tensor means = make(pool, {p.sample_count(), t.K, t.d});
   const Tensor total = make(p.batch_norm, {t.K, t.d}), squares = make(p.batch_norm, {t.K, t.d});
   const HSums sums(p, pool || p.batch_norm);
@@ -231,14 +215,7 @@ class ProjectBackward {
     const BlockBuffers products(p_.blocks, again ? t.d : 0, p_.products());
     const BlockBuffers g_rows(p_.blocks, copied(t.like(), p_.pre_act) ? t.widest() : 0,
                               p_.products());
-    // Sums of rows, by blocks on a CPU and by spans on a device.
-    const bool device = is_device(t.like());
-    const int64_t parts = device ? p_.spans.count() : p_.blocks.count;
-    std::vector<int64_t> ends;
-    for (int64_t b = 0; b <= p_.blocks.count; ++b)
-      ends.push_back(std::min(b * p_.blocks.step, t.R));
-    const Tensor part_ends = device ? p_.span_ends : on_device_of(t.like(), ends);
-    const Tensor sums = g_bias.defined() ? at::empty({count, parts, t.d}, p_.wide()) : Tensor();
+    const ColumnSums sums(p_.blocks, g_bias.defined() ? count : 0, t.d, t.like());
     run_products(t.like(), count * p_.blocks.count, [&](int64_t index, int worker) {
       const int64_t i = index % count, k = first + i, block = index / count;
       const int64_t row = p_.blocks.first(block), size = p_.blocks.size(block);
@@ -254,13 +231,12 @@ class ProjectBackward {
       }
       const Tensor g = g_u[i].narrow(0, row, size);
       kernels_for<S>(t.like()).project_backward(args<S>(k, block, product, g), context);
-      if (sums.defined())
-        add_rows<S>(g_u[i], part_ends, device ? 0 : block, device ? parts : block + 1, sums[i],
-                    context);
-      if (g_x[size_t(k)].numel()) to_x<S>(k, block, g, g_rows, worker, context);
+      sums.add<Product<S>>(i, block, g, {}, context);
+      if (g_x[size_t(k)].numel())
+        rows_gradient<S>(g_x[size_t(k)].narrow(0, row, size), g, t.w[size_t(k)], p_.pre_act,
+                         t.x[size_t(k)].narrow(0, row, size), g_rows, worker, context);
     });
-    if (sums.defined())
-      join<S>(sums, all_spans(t.like(), parts), {}, g_bias.narrow(0, first, count), context);
+    if (g_bias.defined()) sums.join<S>(g_bias.narrow(0, first, count), {}, context);
   }
 
   template <class S>
@@ -269,7 +245,8 @@ class ProjectBackward {
     const Taps& t = p_.taps;
     ProjectBackwardArgs<S> a{};
     a.forward = p_.args<S>(k, block, product, h, rstd);
-    a.g_h = pointer<S>(g_h) + t.first(k, p_.token);
+    a.g_at = rows_in(g_h);
+    a.g_h = tap_in<S>(g_h, k);
     a.samples = pointer<int32_t>(p_.samples);
     a.mask = pointer<bool>(p_.mask);
     a.share = pointer<Wide<S>>(shares_);
@@ -279,40 +256,6 @@ class ProjectBackward {
     if (g_squares.defined()) a.g_squares = pointer<Wide<S>>(g_squares) + k * t.d;
     a.g_product = pointer<Product<S>>(g);
     return a;
-  }
-
-  template <class S>
-  void add_rows(const Tensor& g, const Tensor& ends, int64_t first, int64_t last,
-                const Tensor& sums, const Context& context) const {
-    using P = Product<S>;
-    const int64_t d = p_.taps.d;
-    SpanSumsArgs<P> a{};
-    a.channels = d;
-    a.spans = last - first;
-    a.ends = pointer<int64_t>(ends) + first;
-    a.at = {p_.taps.R, 0, d};
-    a.rows = pointer<P>(g);
-    a.sums = pointer<Wide<S>>(sums) + first * d;
-    kernels_for<P>(g).span_sums(a, context);
-  }
-
-  // The gradient of a block's rows of x.
-  template <class S>
-  void to_x(int64_t k, int64_t block, const Tensor& g, const BlockBuffers& buffers, int worker,
-            const Context& context) const {
-    const int64_t row = p_.blocks.first(block), size = p_.blocks.size(block);
-    Tensor out = g_x[size_t(k)].narrow(0, row, size);
-    const Tensor& w = p_.taps.w[size_t(k)];
-    if (!copied(out, p_.pre_act)) {
-      at::mm_out(out, g, w);
-      return;
-    }
-    Tensor product = buffers.get(worker, size, w.size(1));
-    at::mm_out(product, g, w);
-    const Tensor x = p_.taps.x[size_t(k)].narrow(0, row, size);
-    kernels_for<S>(x).activate_backward(
-        {x.numel(), p_.pre_act, pointer<S>(x), pointer<Product<S>>(product), pointer<S>(out)},
-        context);
   }
 
   template <class S>
@@ -337,16 +280,16 @@ Tensor optional_sums(const OptionalTensor& tensor, const char* name, const Taps&
 std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> side_project_backward(
     at::TensorList x, at::TensorList w, at::TensorList bias, c10::string_view pre_act,
     c10::string_view post_act, c10::string_view norm, double eps, const OptionalTensor& mask,
-    const OptionalTensor& cu_seqlens, c10::string_view layout, const Tensor& h,
-    const OptionalTensor& rstd, const Tensor& g_h, const OptionalTensor& g_sums,
-    const OptionalTensor& g_squares, const OptionalTensor& g_pool, c10::List<bool> need_x) {
-  const Projection p(x, w, bias, pre_act, post_act, norm, eps, mask, cu_seqlens, layout);
+    const OptionalTensor& cu_seqlens, const Tensor& h, const OptionalTensor& rstd,
+    const Tensor& g_h, const OptionalTensor& g_sums, const OptionalTensor& g_squares,
+    const OptionalTensor& g_pool, c10::List<bool> need_x) {
+  const Projection p(x, w, bias, pre_act, post_act, norm, eps, mask, cu_seqlens);
   const Taps& t = p.taps;
   TORCH_CHECK_VALUE(int64_t(need_x.size()) == t.K, "need_x: expected ", t.K, " values, got ",
                     need_x.size());
   ProjectBackward b(p, need_x);
-  b.g_h = t.as_h(g_h, "g_h", p.token);
-  b.h = t.as_h(h, "h", p.token);
+  b.g_h = t.as_h(g_h, "g_h");
+  b.h = t.as_h(h, "h");
   TORCH_CHECK_VALUE(!p.layer_norm || rstd, "rstd: expected with norm 'layer', got none");
   if (p.layer_norm) b.rstd = optional_sums(rstd, "rstd", t, {t.B, t.K, t.N});
   b.g_total = optional_sums(g_sums, "g_sums", t, {t.K, t.d});
@@ -374,7 +317,7 @@ void define(torch::Library& m) {
       "-> (Tensor h, Tensor stat0, Tensor stat1, Tensor pool)");
   m.def(
       "side_project_backward(Tensor[] x, Tensor[] w, Tensor[] bias, str pre_act, str post_act, "
-      "str norm, float eps, Tensor? mask, Tensor? cu_seqlens, str layout, Tensor h, Tensor? rstd, "
+      "str norm, float eps, Tensor? mask, Tensor? cu_seqlens, Tensor h, Tensor? rstd, "
       "Tensor g_h, Tensor? g_sums, Tensor? g_squares, Tensor? g_pool, bool[] need_x) "
       "-> (Tensor[] g_x, Tensor[] g_w, Tensor[] g_bias)");
 }

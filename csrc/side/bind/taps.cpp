@@ -9,13 +9,17 @@ std::string numbered(const char* name, size_t k) {
   return std::string(name) + "[" + std::to_string(k) + "]";
 }
 
-template <class T>
-Tensor copy_to(const Tensor& like, const std::vector<T>& values, at::ScalarType type) {
-  const Tensor host = at::from_blob(const_cast<T*>(values.data()), {int64_t(values.size())}, type);
-  return host.to(like.device(), type, false, true);
-}
-
 }  // namespace
+
+std::vector<Tensor> list_of(at::TensorList tensors, const char* name, int64_t taps,
+                            const Tensor& like, at::IntArrayRef shape) {
+  TORCH_CHECK_VALUE(int64_t(tensors.size()) == taps, name, ": expected ", taps,
+                    " tensors, one a tap, got ", tensors.size());
+  std::vector<Tensor> checked;
+  for (size_t k = 0; k < tensors.size(); ++k)
+    checked.push_back(dense(tensors[k], numbered(name, k).c_str(), like, "x[0]", shape).detach());
+  return checked;
+}
 
 Taps::Taps(at::TensorList x_, at::TensorList w_, bool packed) : K(int64_t(x_.size())) {
   TORCH_CHECK_VALUE(K > 0, "x: expected at least one tap, got none");
@@ -45,26 +49,15 @@ int64_t Taps::widest() const {
   return D;
 }
 
-std::vector<Tensor> Taps::list(at::TensorList tensors, const char* name,
-                               at::IntArrayRef shape) const {
-  TORCH_CHECK_VALUE(tensors.empty() || int64_t(tensors.size()) == K, name, ": expected ", K,
-                    " tensors or none, got ", tensors.size());
-  std::vector<Tensor> checked;
-  for (size_t k = 0; k < tensors.size(); ++k)
-    checked.push_back(dense(tensors[k], numbered(name, k).c_str(), like(), "x[0]", shape).detach());
-  return checked;
-}
-
 Tensor Taps::make_h(bool token) const {
   const auto options = like().options();
   return token ? empty({B, N, K, d}, options).transpose(1, 2) : empty({B, K, N, d}, options);
 }
 
-Tensor Taps::as_h(const Tensor& tensor, const char* name, bool token) const {
+Tensor Taps::as_h(const Tensor& tensor, const char* name) const {
   check_like(tensor, name, like(), "x[0]");
   check_shape(tensor, name, {B, K, N, d});
-  if (!token) return tensor.contiguous();
-  return tensor.transpose(1, 2).contiguous().transpose(1, 2);
+  return d <= 1 || tensor.stride(3) == 1 ? tensor.detach() : tensor.detach().contiguous();
 }
 
 bool token_layout(c10::string_view layout) {
@@ -100,13 +93,6 @@ std::vector<int64_t> sequence_ends(const Tensor& cu_seqlens, const Tensor& like,
       list.front() == 0 && list.back() == tokens && std::is_sorted(list.begin(), list.end()),
       "cu_seqlens: expected ends that rise from 0 to ", tokens, ", got ", ends);
   return list;
-}
-
-Tensor on_device_of(const Tensor& like, const std::vector<int64_t>& values) {
-  return copy_to(like, values, at::kLong);
-}
-Tensor on_device_of(const Tensor& like, const std::vector<int32_t>& values) {
-  return copy_to(like, values, at::kInt);
 }
 
 }  // namespace pyext::side

@@ -7,6 +7,10 @@
 
 namespace pyext::side {
 
+// A tensor a tap, checked against dtype and device of `like` and against the shape; contiguous.
+std::vector<Tensor> list_of(at::TensorList tensors, const char* name, int64_t taps,
+                            const Tensor& like, at::IntArrayRef shape);
+
 struct Taps {
   int64_t K, B, N, R, d;  // R = B N rows a tap; B = 1 and N = T when packed
   std::vector<Tensor> x;  // [R, D_k], outside autograd
@@ -18,22 +22,21 @@ struct Taps {
   int64_t width(int64_t k) const { return x[size_t(k)].size(1); }
   int64_t widest() const;
 
-  // A tensor a tap, checked and contiguous, or none at all.
-  std::vector<Tensor> list(at::TensorList tensors, const char* name, at::IntArrayRef shape) const;
-
   // A tensor of logical shape [B, K, N, d] and the memory of a layout; `token`: [B, N, K, d].
   Tensor make_h(bool token) const;
-  // The same of a tensor that was given, checked.
-  Tensor as_h(const Tensor& tensor, const char* name, bool token) const;
+  // The same of a tensor that was given, checked: channels side by side, whatever its layout.
+  Tensor as_h(const Tensor& tensor, const char* name) const;
 
-  // Where rows of a tap lie in it, and where the first one does.
-  RowMap at(bool token) const {
-    return token ? RowMap{N, N * K * d, K * d} : RowMap{N, K * N * d, d};
-  }
-  int64_t first(int64_t k, bool token) const { return token ? k * d : k * N * d; }
-  // The same in [B, K, N].
+  // Where rows of a tap lie in [B, K, N].
   RowMap stat_at() const { return {N, K * N, 1}; }
 };
+
+// Where rows of a tap lie in a tensor [B, K, N, d], and where the first one does.
+inline RowMap rows_in(const Tensor& h) { return {h.size(2), h.stride(0), h.stride(2)}; }
+template <class S>
+S* tap_in(const Tensor& h, int64_t k) {
+  return pointer<S>(h) + k * h.stride(1);
+}
 
 bool token_layout(c10::string_view layout);
 
@@ -51,9 +54,5 @@ struct Spans {
 
 // The ends [B + 1] of sequences, checked: they rise from 0 to `tokens`. Waits for the device.
 std::vector<int64_t> sequence_ends(const Tensor& cu_seqlens, const Tensor& like, int64_t tokens);
-
-// A list of integers where the kernels can read it.
-Tensor on_device_of(const Tensor& like, const std::vector<int64_t>& values);
-Tensor on_device_of(const Tensor& like, const std::vector<int32_t>& values);
 
 }  // namespace pyext::side

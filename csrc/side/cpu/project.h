@@ -38,7 +38,7 @@ struct RowGradient {
   V share;
 
   RowGradient(const ProjectBackwardArgs<S>& args, int64_t row)
-      : g_h(args.g_h + args.forward.at(row)),
+      : g_h(args.g_h + args.g_at(row)),
         h(args.forward.h + args.forward.at(row)),
         g_pool(nullptr),
         g_sums(nullptr),

@@ -14,17 +14,20 @@ void span_sums(const SpanSumsArgs<S>& args, const Context&) {
   const int64_t d = args.channels;
   for (int64_t span = 0; span < args.spans; ++span) {
     Wide<S>* sums = args.sums + span * d;
-    Wide<S>* squares = args.squares ? args.squares + span * d : nullptr;
+    Wide<S>* products = args.products ? args.products + span * d : nullptr;
     for (int64_t i = 0; i < d; ++i) sums[i] = Wide<S>(0);
-    for (int64_t i = 0; squares && i < d; ++i) squares[i] = Wide<S>(0);
+    for (int64_t i = 0; products && i < d; ++i) products[i] = Wide<S>(0);
     for (int64_t row = args.ends[span]; row < args.ends[span + 1]; ++row) {
       if (args.mask && !args.mask[row]) continue;
       const S* values = args.rows + args.at(row);
+      const S* others = products ? args.others + args.at(row) : nullptr;
       for_each_lanes(d, [&](int64_t i, auto lanes) {
         const V x = load_wide(values + i, lanes);
         store_narrow<Wide<S>>(load_wide(sums + i, lanes) + x, sums + i, lanes);
-        if (squares)
-          store_narrow<Wide<S>>(fma(x, x, load_wide(squares + i, lanes)), squares + i, lanes);
+        if (products)
+          store_narrow<Wide<S>>(
+              fma(x, load_wide(others + i, lanes), load_wide(products + i, lanes)), products + i,
+              lanes);
       });
     }
   }

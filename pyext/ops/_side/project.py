@@ -49,8 +49,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     h, stat0, _, _ = output
     ctx.taps, ctx.biases, ctx.norm = len(x), len(bias), norm
     ctx.constants = (pre_act, post_act, norm, eps)
-    ctx.layout, ctx.pool = layout, pool
-    # The affine map needs no activations back, only the derivative of what follows it does.
+    ctx.pool = pool
     rstd = stat0 if norm == "layer" else None
     ctx.save_for_backward(*x, *w, *bias, mask, cu_seqlens, h, rstd)
     if norm == "layer":
@@ -66,7 +65,7 @@ def _backward(
     batch = (g_stat0, g_stat1) if ctx.norm == "batch" else (None, None)
     need_x = list(ctx.needs_input_grad[0])
     g_x, g_w, g_bias = _ops.side_project_backward(
-        *(x, w, bias, *ctx.constants, mask, cu_seqlens, ctx.layout, h, rstd),
+        *(x, w, bias, *ctx.constants, mask, cu_seqlens, h, rstd),
         *(g_h, *batch, g_pool if ctx.pool else None, need_x),
     )
     g_x = [g if need else None for g, need in zip(g_x, need_x, strict=True)]
@@ -75,3 +74,8 @@ def _backward(
 
 torch.library.register_autograd("pyext::side_project", _backward, setup_context=_setup)
 refuse_double_backward("side_project_backward")
+
+
+@torch.library.register_fake("pyext::side_affine_backward")
+def _(g, h):  # type: ignore[no-untyped-def]
+    return tuple(h.new_empty(h.shape[-1:], dtype=wide(h)) for _ in range(2))
