@@ -84,7 +84,7 @@ def make_inputs(
 
 def check(case: dict[str, Any], dtype: torch.dtype, layout: str) -> None:
     inputs = make_inputs(dtype, layout=layout, **case)
-    # In bfloat16 features and scores are rounded too: one that changes its sign counts by its share.
+    # In bfloat16 features and scores are rounded too: one that changes sign counts by its share.
     gradient_factor = 16 if dtype == torch.bfloat16 else 8
     compare(side.relu_attend, reference.relu_attend, inputs, 2, gradient_factor, dtype)
 
