@@ -140,21 +140,18 @@ def test_gradcheck(norm, post_act, layout):
     assert torch.autograd.gradcheck(function, [*x, *w, *bias])
 
 
+# More rows than a block has; also a single block, where threads have no task.
+@pytest.mark.parametrize("batch, tokens", [(5, 70), (1, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_threads(dtype):
-    """More rows than a block has, and a mask; also a single block, where threads have no task."""
-    for batch, tokens in ((5, 70), (1, 8)):
-        x, w, bias = inputs(batch, tokens, (72, 40), 300, dtype)
-        mask = some_mask(batch, tokens)
+def test_threads(batch, tokens, dtype):
+    x, w, bias = inputs(batch, tokens, (72, 40), 300, dtype)
+    options = {"norm": "layer", "mask": some_mask(batch, tokens), "pool": True}
 
-        def run():
-            outputs, grads = gradients(
-                lambda: side.project(x, w, bias, norm="layer", mask=mask, pool=True),
-                [*x, *w, *bias],  # noqa: B023
-            )
-            return [*outputs, *grads]
+    def run():
+        outputs, grads = gradients(lambda: side.project(x, w, bias, **options), [*x, *w, *bias])
+        return [*outputs, *grads]
 
-        assert_same_on_any_threads(run)
+    assert_same_on_any_threads(run)
 
 
 @pytest.mark.parametrize("isa", runtime.isas())

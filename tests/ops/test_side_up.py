@@ -107,18 +107,18 @@ def test_gradcheck(leave_out, dropout_p):
     assert torch.autograd.gradcheck(function, list(given.values()))
 
 
+# More rows than a block has; also a single block, where threads have no task.
+@pytest.mark.parametrize("rows", [600, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_threads(dtype):
-    """More rows than a block has, and a single block, where threads have no task."""
-    for rows in (600, 3):
-        given = inputs((rows,), 72, 300, dtype)
+def test_threads(rows, dtype):
+    given = inputs((rows,), 72, 300, dtype)
+    options = {"pre_act": "relu", "post_act": "gelu", "dropout_p": 0.2, "seed": 9}
 
-        def run():
-            options = {"pre_act": "relu", "post_act": "gelu", "dropout_p": 0.2, "seed": 9}
-            outputs, grads = gradients(lambda: side.up(**given, **options), list(given.values()))  # noqa: B023
-            return [*outputs, *grads]
+    def run():
+        outputs, grads = gradients(lambda: side.up(**given, **options), list(given.values()))
+        return [*outputs, *grads]
 
-        assert_same_on_any_threads(run)
+    assert_same_on_any_threads(run)
 
 
 @pytest.mark.parametrize("isa", runtime.isas())

@@ -1,9 +1,12 @@
-// Guided pooling of a map's windows, and its gradient. A strip of windows is read twice, once for
-// their weights and once for their means; it is as wide as fits into the second-level cache.
+// Guided pooling of a map's windows, and its gradient. A strip of windows is read once, for their
+// weights, and copied: channels lie so far apart that a cache would not keep them. Their means are
+// made of the copy, which fits into the second-level cache.
 #pragma once
 
+#include <type_traits>
+
 #include "core/parallel.h"
-#include "core/simd_half.h"
+#include "side/cpu/windows.h"
 #include "side/kernels.h"
 
 namespace pyext::PYEXT_ISA {
@@ -42,43 +45,65 @@ struct Strip {
 // A value a window, `stride` apart, repeated over the window's columns.
 template <class S>
 void spread(const Strip<S>& strip, const S* values, int64_t stride, Wide<S>* wide) {
-  for (int64_t j = 0; j < strip.windows; ++j) {
-    const Wide<S> value = widen(values[j * stride]);
-    for (int64_t i = 0; i < strip.r; ++i) wide[j * strip.r + i] = value;
+  const auto repeat = [&](auto r) {
+    for (int64_t j = 0; j < strip.windows; ++j) {
+      const Wide<S> value = widen(values[j * stride]);
+      for (int64_t i = 0; i < r; ++i) wide[j * r + i] = value;
+    }
+  };
+  switch (strip.r) {  // known to the compiler
+    case 2:
+      return repeat(std::integral_constant<int64_t, 2>());
+    case 4:
+      return repeat(std::integral_constant<int64_t, 4>());
+    case 8:
+      return repeat(std::integral_constant<int64_t, 8>());
+    default:
+      return repeat(strip.r);
   }
 }
 
-// places [r, columns] += values [columns] times one channel of the map.
+// places [r, columns] += values [columns] times one channel of the map, which is copied.
 template <class S>
-void add_products(const Strip<S>& strip, const S* x, const Wide<S>* values, Wide<S>* places) {
-  using V = WideLanes<S>;
-  for (int64_t row = 0; row < strip.r; ++row)
-    for_each_lanes(strip.columns, [&](int64_t i, auto lanes) {
-      Wide<S>* at = places + row * strip.columns + i;
-      const V products =
-          fma(load_wide(values + i, lanes), load_wide(x + row * strip.args.width + i, lanes),
-              load_wide(at, lanes));
-      store_narrow<Wide<S>>(products, at, lanes);
-    });
+void add_products(const Strip<S>& strip, const S* x, const Wide<S>* values, Wide<S>* places,
+                  S* copy) {
+  for_each_lanes(strip.columns, [&](int64_t i, auto lanes) {
+    const WideLanes<S> value = load_wide(values + i, lanes);
+    for (int64_t row = 0; row < strip.r; ++row) {
+      const WideLanes<S> map = load_wide(x + row * strip.args.width + i, lanes);
+      const int64_t at = row * strip.columns + i;
+      store_narrow<S>(map, copy + at, lanes);
+      store_narrow<Wide<S>>(fma(value, map, load_wide(places + at, lanes)), places + at, lanes);
+    }
+  });
 }
 
-// For each window the sum of weights [r, columns] times one channel of the map; they are stored
-// `stride` apart.
-template <class S>
-void weighted_sums(const Strip<S>& strip, const S* x, const Wide<S>* weights, Wide<S>* sums, S* out,
-                   int64_t stride) {
+// The sum of weights [r, columns] times the map, for each window and sixteen channels at a time:
+// calls store(channel, count, window, sums).
+template <class S, class Store>
+void weighted_sums(const Strip<S>& strip, const S* copy, const Wide<S>* weights, Wide<S>* sums,
+                   Store store) {
   using V = WideLanes<S>;
-  for_each_lanes(strip.columns, [&](int64_t i, auto lanes) {
-    V sum(Wide<S>(0));
-    for (int64_t row = 0; row < strip.r; ++row)
-      sum = fma(load_wide(weights + row * strip.columns + i, lanes),
-                load_wide(x + row * strip.args.width + i, lanes), sum);
-    store_narrow<Wide<S>>(sum, sums + i, lanes);
-  });
-  for (int64_t j = 0; j < strip.windows; ++j) {
-    Wide<S> sum(0);
-    for (int64_t i = 0; i < strip.r; ++i) sum += sums[j * strip.r + i];
-    out[j * stride] = narrow<S>(sum);
+  const int64_t C = strip.args.channels, place_count = strip.r * strip.columns;
+  for (int64_t channel = 0; channel < C; channel += kLanes) {
+    const int count = int(C - channel < kLanes ? C - channel : kLanes);
+    for (int64_t j = 0; j < strip.windows; ++j) V(Wide<S>(0)).store(sums + j * kLanes);
+    for_each_lanes(strip.columns, [&](int64_t i, auto lanes) {
+      const auto values = [&](int c) {
+        const S* map = copy + (channel + c) * place_count + i;
+        V sum(Wide<S>(0));
+        for (int64_t row = 0; row < strip.r; ++row)
+          sum = fma(load_wide(weights + row * strip.columns + i, lanes),
+                    load_wide(map + row * strip.columns, lanes), sum);
+        return sum;
+      };
+      by_window<V>(i, lanes, count, strip.r, values, [&](int64_t window, V value) {
+        Wide<S>* at = sums + window * kLanes;
+        (V::load(at) + value).store(at);
+      });
+    });
+    for (int64_t j = 0; j < strip.windows; ++j)
+      store(channel, count, j, V::load(sums + j * kLanes));
   }
 }
 
@@ -131,22 +156,43 @@ void copy_places(const Strip<S>& strip, const Wide<S>* from, int64_t from_stride
     memcpy(to + row * to_stride, from + row * from_stride, size_t(strip.columns) * sizeof(Wide<S>));
 }
 
-// Calls body(strip, buffer) for all strips; the buffer holds [r + 1, columns] values `arrays`
-// times.
+// One worker's memory for a strip.
+template <class S>
+struct StripMemory {
+  Wide<S>*places, *more_places;  // [r, columns]
+  Wide<S>*line, *more_line;      // [columns]
+  Wide<S>* sums;                 // [windows, kLanes]
+  S* copy;                       // [channels, r, columns]
+
+  static int64_t bytes(int64_t channels, int64_t r, int64_t windows) {
+    const int64_t wide = 2 * (r + 1) * r * windows + windows * kLanes;
+    const int64_t all =
+        wide * int64_t(sizeof(Wide<S>)) + channels * r * r * windows * int64_t(sizeof(S));
+    return (all + 63) / 64 * 64;
+  }
+  StripMemory(char* memory, int64_t r, int64_t windows)
+      : places(reinterpret_cast<Wide<S>*>(memory)),
+        more_places(places + r * r * windows),
+        line(more_places + r * r * windows),
+        more_line(line + r * windows),
+        sums(more_line + r * windows),
+        copy(reinterpret_cast<S*>(sums + windows * kLanes)) {}
+};
+
+// Calls body(strip, memory) for all strips.
 template <class S, class Body>
-void for_each_strip(const GuidedPoolArgs<S>& args, const Context& context, int arrays, Body body) {
+void for_each_strip(const GuidedPoolArgs<S>& args, const Context& context, Body body) {
   constexpr int64_t kStripBytes = 256 << 10;
   const int64_t r = args.height / args.rows;
   const int64_t fitting = kStripBytes / (args.channels * r * r * int64_t(sizeof(S)));
   const int64_t step = fitting < 1 ? 1 : fitting < args.columns ? fitting : args.columns;
-  const int64_t buffer = arrays * (r + 1) * step * r;
-  auto* buffers = static_cast<Wide<S>*>(
-      context.scratch(context.owner, thread_count() * buffer * int64_t(sizeof(Wide<S>))));
+  const int64_t bytes = StripMemory<S>::bytes(args.channels, r, step);
+  auto* memory = static_cast<char*>(context.scratch(context.owner, thread_count() * bytes));
   auto task = [&](int64_t index, int worker) {
     for (int64_t first = 0; first < args.columns; first += step) {
       const int64_t windows = args.columns - first < step ? args.columns - first : step;
       body(Strip<S>(args, index / args.rows, index % args.rows, first, windows),
-           buffers + worker * buffer);
+           StripMemory<S>(memory + worker * bytes, r, step));
     }
   };
   parallel_tasks(args.batches * args.rows, task);
@@ -154,19 +200,20 @@ void for_each_strip(const GuidedPoolArgs<S>& args, const Context& context, int a
 
 template <class S>
 void guided_pool(const GuidedPoolArgs<S>& args, const Context& context) {
-  for_each_strip(args, context, 1, [&](const Strip<S>& strip, Wide<S>* places) {
+  for_each_strip(args, context, [&](const Strip<S>& strip, const StripMemory<S>& m) {
     const int64_t count = strip.r * strip.columns;
-    Wide<S>* line = places + count;
-    for (int64_t i = 0; i < count; ++i) places[i] = Wide<S>(0);
+    for (int64_t i = 0; i < count; ++i) m.places[i] = Wide<S>(0);
     for (int64_t c = 0; c < args.channels; ++c) {
-      spread(strip, args.guide + strip.in_guide(c), 1, line);
-      add_products(strip, args.x + strip.in_map(c), line, places);
+      spread(strip, args.guide + strip.in_guide(c), 1, m.line);
+      add_products(strip, args.x + strip.in_map(c), m.line, m.places, m.copy + c * count);
     }
-    copy_places(strip, places, strip.columns, args.score + strip.in_score(), args.width);
-    weigh(strip, places);
-    for (int64_t c = 0; c < args.channels; ++c)
-      weighted_sums(strip, args.x + strip.in_map(c), places, line, args.y + strip.in_tokens(c),
-                    args.channels);
+    copy_places(strip, m.places, strip.columns, args.score + strip.in_score(), args.width);
+    weigh(strip, m.places);
+    S* y = args.y + strip.in_tokens(0);
+    weighted_sums(strip, m.copy, m.places, m.sums,
+                  [&](int64_t c, int channels, int64_t window, WideLanes<S> sums) {
+                    store_narrow<S>(sums, y + window * args.channels + c, FirstLanes(channels));
+                  });
   });
 }
 
@@ -186,25 +233,30 @@ void map_gradient(const Strip<S>& strip, const Wide<S>* weights, const Wide<S>* 
 template <class S>
 void guided_pool_backward(const GuidedPoolBackwardArgs<S>& args, const Context& context) {
   const GuidedPoolArgs<S>& f = args.forward;
-  for_each_strip(f, context, 2, [&](const Strip<S>& strip, Wide<S>* g_places) {
+  for_each_strip(f, context, [&](const Strip<S>& strip, const StripMemory<S>& m) {
     const int64_t count = strip.r * strip.columns;
-    Wide<S>*line = g_places + count, *places = line + strip.columns, *second = places + count;
+    Wide<S>*places = m.places, *g_places = m.more_places;
     copy_places(strip, f.score + strip.in_score(), f.width, places, strip.columns);
     for (int64_t i = 0; i < count; ++i) g_places[i] = Wide<S>(0);
     for (int64_t c = 0; c < f.channels; ++c) {
-      spread(strip, args.g_y + strip.in_tokens(c), f.channels, line);
-      add_products(strip, f.x + strip.in_map(c), line, g_places);
+      spread(strip, args.g_y + strip.in_tokens(c), f.channels, m.line);
+      add_products(strip, f.x + strip.in_map(c), m.line, g_places, m.copy + c * count);
     }
     weigh_backward(strip, places, g_places);
-    for (int64_t c = 0; c < f.channels; ++c)
-      weighted_sums(strip, f.x + strip.in_map(c), g_places, line, args.g_guide + strip.in_guide(c),
-                    1);
+    S* g_guide = args.g_guide + strip.in_guide(0);
+    weighted_sums(strip, m.copy, g_places, m.sums,
+                  [&](int64_t c, int channels, int64_t window, WideLanes<S> sums) {
+                    Wide<S> each[kLanes];
+                    sums.store(each);
+                    for (int j = 0; j < channels; ++j)
+                      g_guide[(c + j) * f.rows * f.columns + window] = narrow<S>(each[j]);
+                  });
     if (!args.g_x) return;
     weigh(strip, places);
     for (int64_t c = 0; c < f.channels; ++c) {
-      spread(strip, args.g_y + strip.in_tokens(c), f.channels, line);
-      spread(strip, f.guide + strip.in_guide(c), 1, second);
-      map_gradient(strip, places, line, g_places, second, args.g_x + strip.in_map(c));
+      spread(strip, args.g_y + strip.in_tokens(c), f.channels, m.line);
+      spread(strip, f.guide + strip.in_guide(c), 1, m.more_line);
+      map_gradient(strip, places, m.line, g_places, m.more_line, args.g_x + strip.in_map(c));
     }
   });
 }

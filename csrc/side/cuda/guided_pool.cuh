@@ -13,23 +13,24 @@ constexpr int kWindowThreads = 256;
 template <class S>
 struct Window {
   const GuidedPoolArgs<S>& args;
-  int64_t batch, row, column, r;
+  int64_t batch, row, column;
+  int r;  // side of the window; it has r r places
 
   __device__ explicit Window(const GuidedPoolArgs<S>& args_)
       : args(args_),
         batch(blockIdx.x / (args_.rows * args_.columns)),
         row(blockIdx.x / args_.columns % args_.rows),
         column(blockIdx.x % args_.columns),
-        r(args_.height / args_.rows) {}
+        r(int(args_.height / args_.rows)) {}
 
   // Places: of its place p in a channel of the map, in the scores; of itself in guide and tokens.
-  __device__ int64_t in_plane(int64_t p) const {
+  __device__ int64_t in_plane(int p) const {
     return (row * r + p / r) * args.width + column * r + p % r;
   }
-  __device__ int64_t in_map(int64_t channel, int64_t p) const {
+  __device__ int64_t in_map(int64_t channel, int p) const {
     return (batch * args.channels + channel) * args.height * args.width + in_plane(p);
   }
-  __device__ int64_t in_score(int64_t p) const {
+  __device__ int64_t in_score(int p) const {
     return batch * args.height * args.width + in_plane(p);
   }
   __device__ int64_t in_guide(int64_t channel) const {
@@ -45,11 +46,11 @@ struct Window {
 template <class S, class Value>
 __device__ inline void channel_sums(const Window<S>& window, Value value, float* out) {
   __shared__ float partial[kWindowThreads];
-  const int64_t places = window.r * window.r;
-  const int wide = int(places < kWindowThreads ? places : kWindowThreads);
+  const int places = window.r * window.r;
+  const int wide = places < kWindowThreads ? places : kWindowThreads;
   const int groups = kWindowThreads / wide, group = int(threadIdx.x) / wide;
-  for (int64_t first = 0; first < places; first += wide) {
-    const int64_t p = first + threadIdx.x % wide;
+  for (int first = 0; first < places; first += wide) {
+    const int p = first + int(threadIdx.x) % wide;
     float sum = 0.0f;
     if (group < groups && p < places)
       for (int64_t c = group; c < window.args.channels; c += groups)
@@ -69,7 +70,7 @@ template <class S, class Value>
 __device__ inline float place_sum(const Window<S>& window, Value value) {
   __shared__ float total;
   float sum[1] = {0.0f};
-  for (int64_t p = threadIdx.x; p < window.r * window.r; p += kWindowThreads) sum[0] += value(p);
+  for (int p = int(threadIdx.x); p < window.r * window.r; p += kWindowThreads) sum[0] += value(p);
   const float joined = block_sum_each<kWindowThreads / 32>(sum);
   if (threadIdx.x == 0) total = joined;
   __syncthreads();
@@ -84,7 +85,7 @@ __device__ inline void weighted_sums(const Window<S>& window, Value value, Store
   const int lane = int(threadIdx.x) & 31, warp = int(threadIdx.x) >> 5;
   for (int64_t c = warp; c < window.args.channels; c += kWindowThreads / 32) {
     float sum = 0.0f;
-    for (int64_t p = lane; p < window.r * window.r; p += 32)
+    for (int p = lane; p < window.r * window.r; p += 32)
       sum += value(p) * widen(window.args.x[window.in_map(c, p)]);
     sum = warp_sum(sum);
     if (lane == 0) store(c, sum);
@@ -99,14 +100,14 @@ struct Weights {
 
   __device__ explicit Weights(const Window<S>& window_)
       : window(window_), scale(0.0f), even(1.0f / float(window_.r * window_.r)) {
-    const float sum = place_sum(window, [&](int64_t p) { return positive(p); });
+    const float sum = place_sum(window, [&](int p) { return positive(p); });
     scale = 1.0f / (sum + float(window.args.eps));
   }
-  __device__ float positive(int64_t p) const {
+  __device__ float positive(int p) const {
     const float score = window.args.score[window.in_score(p)];
     return score > 0.0f ? score : 0.0f;
   }
-  __device__ float operator()(int64_t p) const { return positive(p) * scale + even; }
+  __device__ float operator()(int p) const { return positive(p) * scale + even; }
 };
 
 template <class S>
@@ -134,10 +135,10 @@ __global__ void __launch_bounds__(kWindowThreads)
   const auto g_y = [&](int64_t c) { return float(widen(args.g_y[window.in_tokens(c)])); };
   channel_sums(window, g_y, g_weights);
   const Weights<S> weights(window);
-  const float mean = place_sum(window, [&](int64_t p) {
+  const float mean = place_sum(window, [&](int p) {
     return weights.positive(p) * weights.scale * g_weights[window.in_score(p)];
   });
-  const auto g_score = [&](int64_t p) {
+  const auto g_score = [&](int p) {
     if (weights.positive(p) == 0.0f) return 0.0f;
     return (g_weights[window.in_score(p)] - mean) * weights.scale;
   };
@@ -145,9 +146,10 @@ __global__ void __launch_bounds__(kWindowThreads)
     args.g_guide[window.in_guide(c)] = narrow<S>(sum);
   });
   if (!args.g_x) return;
-  const int64_t places = window.r * window.r;
+  const int places = window.r * window.r;
   for (int64_t i = threadIdx.x; i < f.channels * places; i += kWindowThreads) {
-    const int64_t c = i / places, p = i % places;
+    const int64_t c = i / places;
+    const int p = int(i % places);
     const float guide = widen(f.guide[window.in_guide(c)]);
     args.g_x[window.in_map(c, p)] = narrow<S>(weights(p) * g_y(c) + g_score(p) * guide);
   }

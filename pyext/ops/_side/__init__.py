@@ -2,6 +2,4 @@
 
 from pyext.ops._side import antired, attend, confidence, gated, pool, project, sherl, unipt, up
 
-__all__ = [
-    *("antired", "attend", "confidence", "gated", "pool", "project", "sherl", "unipt", "up"),
-]
+__all__ = ["antired", "attend", "confidence", "gated", "pool", "project", "sherl", "unipt", "up"]

@@ -41,5 +41,7 @@ def kept(ctx: Any) -> SimpleNamespace:
     """What `keep` was given."""
     flat = ctx.saved_tensors
     tensors = {name: flat[place] for name, place in ctx.layout.items()}
-    lists = {name: list(value) for name, value in tensors.items() if isinstance(value, tuple | list)}
+    lists = {
+        name: list(value) for name, value in tensors.items() if isinstance(value, tuple | list)
+    }
     return SimpleNamespace(**ctx.constants, **(tensors | lists))

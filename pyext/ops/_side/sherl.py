@@ -122,20 +122,20 @@ def _backward(ctx: Any, g_y: Tensor, *_: Tensor) -> tuple[Any, ...]:
         g_g = g_g + g_v
     found |= {"gate_w": g_gate_w, "gate_b": g_gate_b}
     affine = (guide.last(s.a), guide.last(s.c))
-    g_last, _, of_a, of_c = guide.apply_backward(g_g, None, features[:, -1], g_g, *affine)
+    g_last, _none, of_a, of_c = guide.apply_backward(g_g, None, features[:, -1], g_g, *affine)
     found["a"] = guide.join_rows(None if s.a is None else g_a, of_a)
     found["c"] = guide.join_rows(None if s.c is None else g_c, of_c)
     names = ("x", "w", "bias", "w2", "b2", "w3", "b3")
     found |= {name: [] for name in names}
     need_x, taps = list(needs["x"]), len(s.x) - 1
-    for part, g in ((slice(0, taps), g_h), (slice(taps, taps + 1), g_last.unsqueeze(1))):
+    for part, of_h in ((slice(0, taps), g_h), (slice(taps, taps + 1), g_last.unsqueeze(1))):
         lists = [getattr(s, name)[part] for name in names]
         if s.w2:
-            back = _ops.side_project_gated_backward(*lists, s.h[:, part], g, need_x[part])
+            back = _ops.side_project_gated_backward(*lists, s.h[:, part], of_h, need_x[part])
         else:
             down = (s.pre_act, "none", s.norm, s.norm_eps, None, None)
             rstd = s.rstd[:, part] if s.norm == "layer" else None
-            grads = (g, None, None, None, need_x[part])
+            grads = (of_h, None, None, None, need_x[part])
             back = _ops.side_project_backward(*lists[:3], *down, s.h[:, part], rstd, *grads)
         for name, gradients in zip(names, back, strict=False):
             found[name] += gradients

@@ -141,8 +141,7 @@ def _(*inputs):  # type: ignore[no-untyped-def]
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     s = vars(named("side_unipt_block", inputs))
     outputs = dict(zip(_OUTPUTS, output, strict=True))
-    # The residual has the gradient of y; y itself is kept where it is o.
-    outputs["o"] = outputs["o"] if s["up_w"] is not None else outputs["y"]
+    # The residual has the gradient of y.
     keep(ctx, s | outputs | {"residual": None, "y": None})
     ctx.mark_non_differentiable(*output[1:])
 
@@ -153,12 +152,12 @@ def _backward(ctx: Any, g_y: Tensor, *_: Tensor) -> tuple[Any, ...]:
     s.res_scale, s.dropout_p, s.seed = None, 0.0, 0
     packed, taps = s.cu_seqlens is not None, _taps(s)
     found: dict[str, Any] = {}
-    o = s.o.reshape(-1, *s.h.shape[-1:]) if packed else s.o
     g_o = g_y
     if s.up_w is not None:
+        o = s.o.squeeze(0) if packed else s.o
         g_o, found = up_of_block(s, o, g_y, needs["residual"])
     if packed:
-        o, g_o = o.unsqueeze(0), g_o.unsqueeze(0)
+        g_o = g_o.unsqueeze(0)
     q, pool_q = _guide(s, s.h, s.pool)
     g_z = g_o
     if s.proj_w:
@@ -191,9 +190,7 @@ def _backward(ctx: Any, g_y: Tensor, *_: Tensor) -> tuple[Any, ...]:
         down = (s.pre_act, "none", s.norm, s.norm_eps, s.mask, s.cu_seqlens)
         rstd = s.rstd[:, part] if s.norm == "layer" else None
         grads = (of_h, None, None, of_pool, need_x[part])
-        of_x, of_w, of_bias = _ops.side_project_backward(
-            *lists, *down, s.h[:, part], rstd, *grads
-        )
+        of_x, of_w, of_bias = _ops.side_project_backward(*lists, *down, s.h[:, part], rstd, *grads)
         found["x"] += [g if need else None for g, need in zip(of_x, need_x[part], strict=True)]
         found["w"] += of_w
         found["bias"] += of_bias
