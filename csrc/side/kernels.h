@@ -13,23 +13,11 @@
 #include "core/half.h"
 #include "core/macros.h"
 #include "side/mixing.h"
+#include "side/product.h"
 
 namespace pyext::side {
 
 enum class Activation { none, relu, gelu, quick_gelu };
-
-// What products of matrices of S come in. The vendor's bfloat16 units round once; on float16, which
-// could overflow, products are made of float copies.
-template <class S>
-struct ProductOf {
-  using type = Wide<S>;
-};
-template <>
-struct ProductOf<BFloat16> {
-  using type = BFloat16;
-};
-template <class S>
-using Product = typename ProductOf<S>::type;
 
 // Where a row of one tap lies in an array [B, K, N, d] of either layout.
 struct RowMap {

@@ -4,21 +4,9 @@
 #include <cstdint>
 
 #include "core/half.h"
+#include "side/product.h"
 
 namespace pyext::side {
-
-// The type of the matrices that attention hands to the vendor's library: bfloat16 as it is stored;
-// float16 goes in float, for it could overflow and no CPU's library is quick with it.
-template <class S>
-struct FactorOf {
-  using type = Wide<S>;
-};
-template <>
-struct FactorOf<BFloat16> {
-  using type = BFloat16;
-};
-template <class S>
-using Factor = typename FactorOf<S>::type;
 
 // F = a o h + c, of some samples and taps.
 template <class S>
@@ -27,7 +15,7 @@ struct FeaturesArgs {
   const S* h;
   int64_t sample_stride, tap_stride, token_stride;  // of h; channels lie side by side
   const Wide<S>*a, *c;                              // [taps, d] or null
-  Factor<S>* features;                              // [samples, taps, tokens, d] out
+  Product<S>* features;                             // [samples, taps, tokens, d] out
 
   PYEXT_HD int64_t at(int64_t sample, int64_t tap, int64_t token) const {
     return sample * sample_stride + tap * tap_stride + token * token_stride;
@@ -37,7 +25,7 @@ struct FeaturesArgs {
 template <class S>
 struct FeaturesBackwardArgs {
   FeaturesArgs<S> forward;                          // its features are not read
-  const Factor<S>* g_features;                      // [samples, taps, tokens, d]
+  const Product<S>* g_features;                     // [samples, taps, tokens, d]
   S* g_h;                                           // out
   int64_t sample_stride, tap_stride, token_stride;  // of g_h
   Wide<S>*g_a, *g_c;   // [taps, d] a sample, out or null: sums over its tokens
@@ -52,7 +40,7 @@ struct FeaturesBackwardArgs {
 template <class S>
 struct WeighArgs {
   int64_t samples, taps, rows, keys;
-  Factor<S>* scores;                              // in; weights out
+  Product<S>* scores;                             // in; weights out
   int64_t sample_stride, tap_stride, row_stride;  // of scores; keys lie side by side
   int64_t first_row;                              // place of row 0 among the keys
   bool causal;

@@ -50,13 +50,14 @@ def compare(
     inputs: dict[str, Any],
     factor: float = 1.0,
     gradient_factor: float = 8.0,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Outputs and gradients of both agree, in units of `TOLERANCE`."""
+    """Outputs and gradients of both agree, in units of `TOLERANCE`; ``dtype``: see there."""
     (got, g_got), (want, g_want) = (evaluate(f, inputs) for f in (ours, reference))
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         assert a.dtype == b.dtype
-        assert_near(a, b, factor, f"output {i}")
+        assert_near(a, b, factor, f"output {i}", dtype)
     assert g_got.keys() == g_want.keys()
     for name, gradient in g_got.items():
         assert gradient.dtype == inputs[name].dtype, name
-        assert_near(gradient, g_want[name], gradient_factor, name)
+        assert_near(gradient, g_want[name], gradient_factor, name, dtype)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from pyext import runtime
 from pyext.ops import side
 from pyext.reference import side as reference
 from tests.ops.side_agreement import DTYPES, assert_near, assert_same_on_any_threads, random
@@ -139,6 +140,14 @@ def test_threads(case):
         return [*outputs, *found.values()]
 
     assert_same_on_any_threads(run)
+
+
+@pytest.mark.parametrize("isa", runtime.isas())
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_instruction_sets(case, dtype, isa):
+    with runtime.use_isa(isa):
+        check(CASES[case], dtype, "token")
 
 
 def arguments(inputs: dict[str, Any]) -> tuple[Any, ...]:

@@ -5,12 +5,9 @@
 // CPU parts are small enough for the cache and run side by side, each on one thread, cut by shapes
 // alone; on a device a part is as much as memory allows. The backward makes scores anew, beside
 // the products of the gradient with the features, by one product with [q; g_z].
-#include <ATen/core/LegacyTypeDispatch.h>
-
-#include <algorithm>
-
-#include "core/parallel.h"
 #include "side/bind/mixing.h"
+#include "side/bind/products.h"
+#include "side/bind/taps.h"
 
 namespace pyext::side {
 namespace {
@@ -54,7 +51,12 @@ struct Attention {
     TORCH_CHECK_VALUE((rho == 0 && !causal && !packed) || M == N,
                       rho != 0 ? "identity term" : (causal ? "causal" : "packed"),
                       " needs equal query and key lengths (got ", M, ", ", N, ")");
-    B = packed ? sequences(*cu_seqlens, batch) : batch;
+    B = batch;
+    if (packed) {
+      TORCH_CHECK_VALUE(batch == 1, "q: expected a batch of 1 with cu_seqlens, got ", batch);
+      ends = sequence_ends(*cu_seqlens, q_, N);
+      B = int64_t(ends.size()) - 1;
+    }
     joined = (shared && alpha_.has_value()) || K == 1;
     q = (joined || !shared ? q_ : q_.unsqueeze(1).expand({batch, K, M, d})).contiguous();
     a = dense_wide(a_, "a", q, "q", {K, d});
@@ -72,10 +74,7 @@ struct Attention {
   int64_t batch() const { return packed ? 1 : B; }
   bool empty() const { return q.numel() == 0 || h.numel() == 0; }
   at::TensorOptions wide() const { return q.options().dtype(wide_type(q)); }
-  // Of the matrices in products: see Factor.
-  at::ScalarType factor() const {
-    return q.scalar_type() == at::kBFloat16 ? at::kBFloat16 : wide_type(q);
-  }
+  at::TensorOptions product() const { return q.options().dtype(product_type(q)); }
   // Shape of z: over all taps at once, or one a tap.
   std::vector<int64_t> result() const {
     if (alpha.defined()) return {batch(), M, d};
@@ -83,20 +82,6 @@ struct Attention {
   }
 
  private:
-  // Fills `ends` and returns the number of sequences.
-  int64_t sequences(const Tensor& cu_seqlens, int64_t batch_) {
-    TORCH_CHECK_VALUE(batch_ == 1, "q: expected a batch of 1 with cu_seqlens, got ", batch_);
-    check_dtype(cu_seqlens, "cu_seqlens", at::kInt);
-    check_shape(cu_seqlens, "cu_seqlens", {-1});
-    const Tensor here = cu_seqlens.cpu().contiguous();
-    const auto* begin = here.const_data_ptr<int32_t>();
-    ends.assign(begin, begin + here.numel());
-    TORCH_CHECK_VALUE(ends.size() >= 2 && ends.front() == 0 && ends.back() == N &&
-                          std::is_sorted(ends.begin(), ends.end()),
-                      "cu_seqlens: expected ends that rise from 0 to ", N, ", got ", cu_seqlens);
-    return int64_t(ends.size()) - 1;
-  }
-
   // A base outside its sample is refused on the CPU; on a device, where to look is to wait, no row
   // gets one.
   void check_base() const {
@@ -128,10 +113,11 @@ struct Cut {
   Cut(const Attention& in, int64_t rows_, int64_t keys, int64_t copies) {
     const bool device = is_device(in.q);
     // So that scores and features stay in a core's cache, and a product of them is no longer small.
-    const int64_t most_scores = (device ? int64_t(1) << 26 : 96 * 1024) / copies;
-    const int64_t most_features = device ? int64_t(1) << 26 : 256 * 1024;
-    const auto fit = [](int64_t most, int64_t size, int64_t limit) {
-      return std::clamp<int64_t>(most / std::max<int64_t>(size, 1), 1, std::max<int64_t>(limit, 1));
+    const int64_t size = at::elementSize(product_type(in.q));
+    const int64_t most_scores = (device ? int64_t(1) << 26 : (768 << 10) / size) / copies;
+    const int64_t most_features = device ? int64_t(1) << 26 : (1024 << 10) / size;
+    const auto fit = [](int64_t most, int64_t each, int64_t limit) {
+      return std::clamp<int64_t>(most / std::max<int64_t>(each, 1), 1, std::max<int64_t>(limit, 1));
     };
     rows = rows_;
     if (rows * keys > most_scores) {
@@ -161,6 +147,32 @@ std::vector<Part> whole_parts(const Attention& in, int64_t copies) {
   for (int64_t i = 0; i < in.B; i += step)
     parts.push_back({i, std::min(step, in.B - i), i, 0, in.M, in.N, 0, in.M, 0, in.K});
   return parts;
+}
+
+// Parts that a few samples are cut into at least, so that they keep many threads busy.
+constexpr int64_t kBusy = 8;
+
+// The same in blocks of rows: features are made for each, so a block is not small.
+std::vector<Part> row_parts(const Attention& in) {
+  constexpr int64_t kLeastRows = 64;
+  std::vector<Part> parts;
+  const std::vector<Part> whole = whole_parts(in, 1);
+  const int64_t blocks = is_device(in.q) ? 1 : ceil_div(kBusy, int64_t(whole.size()));
+  for (Part p : whole) {
+    const int64_t step = std::min(Cut(in, p.all_rows, p.keys, 1).rows,
+                                  std::max(ceil_div(p.all_rows, blocks), kLeastRows));
+    for (; p.row < p.all_rows; p.row += step) {
+      p.rows = std::min(step, p.all_rows - p.row);
+      parts.push_back(p);
+    }
+  }
+  return parts;
+}
+
+// Into how many ranges of taps the parts of whole samples are cut.
+int64_t tap_ranges(const Attention& in, const std::vector<Part>& whole) {
+  if (is_device(in.q) || whole.empty() || whole[0].samples > 1) return 1;
+  return std::min(ceil_div(kBusy, int64_t(whole.size())), in.K);
 }
 
 // Scratch memory of one thread, kept from part to part.
@@ -219,7 +231,6 @@ struct Gradients {
 template <class S>
 class Worker {
   using W = Wide<S>;
-  using F = Factor<S>;
 
  public:
   Worker(const Attention& in_, const Context& context_, Space& space_)
@@ -229,9 +240,9 @@ class Worker {
   Tensor features(const Part& p) {
     if (auto h = in_place(in.h, p)) return *h;
     const int64_t count = p.samples * p.taps * p.keys * in.d;
-    const Tensor made = Space::of(space.features, count, in.q.options().dtype(in.factor()));
+    const Tensor made = Space::of(space.features, count, in.product());
     auto args = features_args(p);
-    args.features = pointer<F>(made);
+    args.features = pointer<Product<S>>(made);
     kernels.features(args, context);
     return matrices(made, 0, stack(p), columns(p) * in.d, columns(p), in.d, in.d);
   }
@@ -240,10 +251,9 @@ class Worker {
   void forward(const Part& p, bool first, bool last, const Tensor& z, const Tensor& rowsum) {
     const Tensor keys = features(p);
     const int64_t size = p.rows * columns(p);
-    const Tensor memory =
-        Space::of(space.scores, stack(p) * size, in.q.options().dtype(in.factor()));
+    const Tensor memory = Space::of(space.scores, stack(p) * size, in.product());
     Tensor scores = matrices(memory, 0, stack(p), size, p.rows, columns(p), columns(p));
-    multiply(scores, queries(in.q, p).to(in.factor()), keys.mT(), false);
+    multiply(scores, queries(in.q, p).to(product_type(in.q)), keys.mT(), false);
     kernels.weigh(weigh_args(p, memory, 1, rowsum), context);
     Tensor out = queries(z, p);
     accumulate(out, scores, keys, first, last, in.wide(), space);
@@ -253,7 +263,7 @@ class Worker {
   void backward(const Part& p, int64_t step, bool first, bool last, const Tensor& g_z,
                 const Tensor& rowsum, const Gradients& g) {
     const Tensor keys = features(p);
-    const auto options = in.q.options().dtype(in.factor());
+    const auto options = in.product();
     std::optional<Tensor> placed = in_place(g.h, p);
     const Tensor made =
         placed ? Tensor() : Space::of(space.g_features, stack(p) * columns(p) * in.d, options);
@@ -282,7 +292,7 @@ class Worker {
     if (placed) return;
     FeaturesBackwardArgs<S> args{};
     args.forward = features_args(p);
-    args.g_features = pointer<F>(made);
+    args.g_features = pointer<Product<S>>(made);
     args.g_h =
         pointer<S>(g.h) + p.batch * g.h.stride(0) + p.tap * g.h.stride(1) + p.begin * g.h.stride(2);
     args.sample_stride = g.h.stride(0);
@@ -314,7 +324,8 @@ class Worker {
 
   // The part's keys in a tensor like h, where that is a stack of matrices to be multiplied.
   std::optional<Tensor> in_place(const Tensor& h, const Part& p) const {
-    if (in.a.defined() || in.c.defined() || h.scalar_type() != in.factor()) return std::nullopt;
+    if (in.a.defined() || in.c.defined() || h.scalar_type() != product_type(in.q))
+      return std::nullopt;
     const int64_t sample = h.stride(0), tap = h.stride(1), token = h.stride(2);
     const bool regular = in.joined ? p.taps == 1 || tap == p.keys * token
                                    : p.samples == 1 || p.taps == 1 || sample == p.taps * tap;
@@ -352,7 +363,7 @@ class Worker {
     args.taps = p.taps;
     args.rows = p.rows;
     args.keys = p.keys;
-    args.scores = pointer<F>(scores);
+    args.scores = pointer<Product<S>>(scores);
     args.sample_stride = copies * p.taps * p.rows * p.keys;
     args.tap_stride = in.joined ? p.keys : copies * p.rows * p.keys;
     args.row_stride = columns(p);
@@ -374,23 +385,6 @@ class Worker {
   }
 };
 
-// Runs body(unit, space) for every unit: on the CPU side by side, with the library's products on
-// one thread each; on a device one after another.
-template <class Body>
-void for_each_unit(const Attention& in, int64_t units, Body body) {
-  std::vector<Space> spaces(thread_count());
-  auto task = [&](int64_t unit, int worker) {
-    const at::AutoDispatchBelowADInplaceOrView plain;  // of this thread
-    if (unit < units) body(unit, spaces[worker]);
-  };
-  if (is_device(in.q)) {
-    for (int64_t unit = 0; unit < units; ++unit) task(unit, 0);
-    return;
-  }
-  // A lone unit would run outside the parallel region, where the library has all threads.
-  parallel_tasks(std::max<int64_t>(units, 2), task);
-}
-
 std::tuple<Tensor, Tensor> side_relu_attend(
     const Tensor& q, const Tensor& h, const OptionalTensor& a, const OptionalTensor& c,
     const OptionalTensor& mask, const OptionalTensor& alpha, const OptionalTensor& score_bias,
@@ -403,21 +397,15 @@ std::tuple<Tensor, Tensor> side_relu_attend(
   Tensor z = empty(add_taps ? each : in.result(), in.q.options());
   Tensor rowsum = at::empty({in.batch(), in.K, in.M}, in.wide());
   if (in.empty()) return {at::zeros(in.result(), in.q.options()), rowsum.zero_()};
-  std::vector<Part> parts;
-  for (const Part& whole : whole_parts(in, 1)) {
-    const int64_t step = Cut(in, whole.all_rows, whole.keys, 1).rows;
-    for (Part p = whole; p.row < p.all_rows; p.row += step) {
-      p.rows = std::min(step, p.all_rows - p.row);
-      parts.push_back(p);
-    }
-  }
+  const std::vector<Part> parts = row_parts(in);
   Scratch scratch(in.q);
   dispatch(in.q, "q", [&](auto zero) {
     using S = decltype(zero);
     const Context context = context_for(in.q, scratch);
-    for_each_unit(in, int64_t(parts.size()), [&](int64_t unit, Space& space) {
+    std::vector<Space> spaces(thread_count());
+    run_products(in.q, int64_t(parts.size()), [&](int64_t unit, int thread) {
       Part p = parts[unit];
-      Worker<S> worker(in, context, space);
+      Worker<S> worker(in, context, spaces[thread]);
       const int64_t step = Cut(in, p.all_rows, p.keys, 1).taps;
       for (p.tap = 0; p.tap < in.K; p.tap += step) {
         p.taps = std::min(step, in.K - p.tap);
@@ -470,18 +458,14 @@ Grads side_relu_attend_backward(const Tensor& g_z_, const Tensor& rowsum_, const
     g_z = g_z.unsqueeze(1).expand({in.batch(), in.K, in.M, in.d}).contiguous();
   const Tensor rowsum = dense_wide(rowsum_, "rowsum", in.q, "q", {in.batch(), in.K, in.M});
 
-  // Samples with all rows, their taps in ranges so that few samples keep many threads busy. Each
-  // range adds to a g_q of its own.
   const std::vector<Part> parts = in.empty() ? std::vector<Part>() : whole_parts(in, 2);
-  const int64_t ranges =
-      is_device(in.q) || parts.empty()
-          ? 1
-          : std::min<int64_t>(ceil_div(8, int64_t(parts.size())), parts[0].samples > 1 ? 1 : in.K);
-  const bool many_terms = ranges > 1 || Cut(in, in.M, in.N, 2).taps < in.K;
-  const bool in_range = in.joined && ranges > 1;
+  const int64_t ranges = tap_ranges(in, parts);
+  // Where taps are joined g_q is a sum over them: each range has its own.
+  bool summed = ranges > 1;
+  for (const Part& p : parts) summed |= Cut(in, p.all_rows, p.keys, 2).taps < in.K;
   std::vector<int64_t> shape = in.q.sizes().vec();
-  shape.insert(shape.begin(), in_range ? ranges : 1);
-  Tensor g_qs = empty(shape, in.joined && (in_range || many_terms) ? in.wide() : in.q.options());
+  shape.insert(shape.begin(), in.joined ? ranges : 1);
+  Tensor g_qs = empty(shape, in.joined && summed ? in.wide() : in.q.options());
 
   Gradients g;
   g.h = empty_gradient(in.h);
@@ -498,13 +482,14 @@ Grads side_relu_attend_backward(const Tensor& g_z_, const Tensor& rowsum_, const
   dispatch(in.q, "q", [&](auto zero) {
     using S = decltype(zero);
     const Context context = context_for(in.q, scratch);
-    for_each_unit(in, int64_t(parts.size()) * ranges, [&](int64_t unit, Space& space) {
+    std::vector<Space> spaces(thread_count());
+    run_products(in.q, int64_t(parts.size()) * ranges, [&](int64_t unit, int thread) {
       Part p = parts[unit / ranges];
       const int64_t range = unit % ranges;
       const int64_t begin = range * in.K / ranges, end = (range + 1) * in.K / ranges;
       Gradients own = g;
-      own.q = g_qs.select(0, in_range ? range : 0);
-      Worker<S> worker(in, context, space);
+      own.q = g_qs.select(0, in.joined ? range : 0);
+      Worker<S> worker(in, context, spaces[thread]);
       const Cut cut(in, p.all_rows, p.keys, 2);
       for (p.tap = begin; p.tap < end; p.tap += p.taps) {
         p.taps = std::min(cut.taps, end - p.tap);

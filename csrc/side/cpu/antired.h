@@ -48,15 +48,15 @@ struct MergeSpace {
     for (int64_t k = 0; k < taps; ++k) {
       const S* h =
           args.h + sample * args.sample_stride + k * args.tap_stride + token * args.token_stride;
-      for_each_lanes(d, [&](int64_t i, int count) {
-        WideLanes<S> f = load_wide(h + i, count);
-        if (args.a) f = f * load_wide(args.a + k * d + i, count);
-        if (args.c) f = f + load_wide(args.c + k * d + i, count);
+      for_each_lanes(d, [&](int64_t i, auto lanes) {
+        WideLanes<S> f = load_wide(h + i, lanes);
+        if (args.a) f = f * load_wide(args.a + k * d + i, lanes);
+        if (args.c) f = f + load_wide(args.c + k * d + i, lanes);
         f.store(row(k) + i);
       });
     }
-    for_each_lanes(d, [&](int64_t i, int count) {
-      (load_wide(args.w + i, count) * load_wide(g + i, count)).store(row(taps) + i);
+    for_each_lanes(d, [&](int64_t i, auto lanes) {
+      (load_wide(args.w + i, lanes) * load_wide(g + i, lanes)).store(row(taps) + i);
     });
   }
 
@@ -127,10 +127,10 @@ void antired(const AntiredArgs<S>& args, const Context& context) {
     for (int64_t k = 0; k < K; ++k) merge.score(k);
     const W total = merge.total();
     for (int64_t k = 0; k < K; ++k) beta[k] = merge.q[k] / total;
-    for_each_lanes(d, [&](int64_t i, int count) {
-      V z = args.add_guide ? load_wide(args.g + at * d + i, count) : V(W(0));
+    for_each_lanes(d, [&](int64_t i, auto lanes) {
+      V z = args.add_guide ? load_wide(args.g + at * d + i, lanes) : V(W(0));
       for (int64_t k = 0; k < K; ++k) z = fma(V(beta[k]), V::load(s.row(k) + i), z);
-      store_narrow(z, args.z + at * d + i, count);
+      store_narrow(z, args.z + at * d + i, lanes);
     });
   });
 }
@@ -165,8 +165,8 @@ void antired_backward_token(const AntiredBackwardArgs<S>& args, int64_t sample, 
   const AntiredArgs<S>& f = args.forward;
   const int64_t d = f.channels, K = f.taps, at = sample * f.tokens + token;
   s.load(f, sample, token);
-  for_each_lanes(d, [&](int64_t i, int count) {
-    load_wide(args.g_z + at * d + i, count).store(s.row(K + 1) + i);
+  for_each_lanes(d, [&](int64_t i, auto lanes) {
+    load_wide(args.g_z + at * d + i, lanes).store(s.row(K + 1) + i);
   });
   s.multiply(K + 2);
   const Redundancy<W> merge = s.redundancy(f);
@@ -178,19 +178,19 @@ void antired_backward_token(const AntiredBackwardArgs<S>& args, int64_t sample, 
   for (int64_t k = 0; k < K; ++k) *sums.b += merge.u[k];
   const S* h = f.h + sample * f.sample_stride + token * f.token_stride;
   S* g_h = args.g_h + sample * args.sample_stride + token * args.token_stride;
-  for_each_lanes(d, [&](int64_t i, int count) {
+  for_each_lanes(d, [&](int64_t i, auto lanes) {
     const auto put = [&](int64_t k, V g_f) {
       if (args.g_a) {
         W* sum = sums.a + k * d + i;
-        const V x = load_wide(h + k * f.tap_stride + i, count);
-        store_narrow(fma(g_f, x, load_wide(sum, count)), sum, count);
+        const V x = load_wide(h + k * f.tap_stride + i, lanes);
+        store_narrow(fma(g_f, x, load_wide(sum, lanes)), sum, lanes);
       }
       if (args.g_c) {
         W* sum = sums.c + k * d + i;
-        store_narrow(g_f + load_wide(sum, count), sum, count);
+        store_narrow(g_f + load_wide(sum, lanes), sum, lanes);
       }
-      if (f.a) g_f = g_f * load_wide(f.a + k * d + i, count);
-      store_narrow(g_f, g_h + k * args.tap_stride + i, count);
+      if (f.a) g_f = g_f * load_wide(f.a + k * d + i, lanes);
+      store_narrow(g_f, g_h + k * args.tap_stride + i, lanes);
     };
     V g_f[4];
     int64_t k = 0;
@@ -205,11 +205,11 @@ void antired_backward_token(const AntiredBackwardArgs<S>& args, int64_t sample, 
     // The relevant features, by the gradient of their relevance: w and g meet them alike.
     V relevant(W(0));
     for (k = 0; k < K; ++k) relevant = fma(V(merge.u[k]), V::load(s.row(k) + i), relevant);
-    const V g = load_wide(f.g + at * d + i, count), w = load_wide(f.w + i, count);
+    const V g = load_wide(f.g + at * d + i, lanes), w = load_wide(f.w + i, lanes);
     V g_g = relevant * w;
     if (f.add_guide) g_g = g_g + V::load(s.row(K + 1) + i);
-    store_narrow(g_g, args.g_g + at * d + i, count);
-    store_narrow(fma(relevant, g, load_wide(sums.w + i, count)), sums.w + i, count);
+    store_narrow(g_g, args.g_g + at * d + i, lanes);
+    store_narrow(fma(relevant, g, load_wide(sums.w + i, lanes)), sums.w + i, lanes);
   });
 }
 

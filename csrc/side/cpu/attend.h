@@ -19,11 +19,11 @@ void features(const FeaturesArgs<S>& args, const Context&) {
     for (int64_t tap = 0; tap < args.taps; ++tap)
       for (int64_t token = 0; token < args.tokens; ++token, out += d) {
         const S* h = args.h + args.at(sample, tap, token);
-        for_each_lanes(d, [&](int64_t i, int count) {
-          V f = load_wide(h + i, count);
-          if (args.a) f = f * load_wide(args.a + tap * d + i, count);
-          if (args.c) f = f + load_wide(args.c + tap * d + i, count);
-          store_narrow(f, out + i, count);
+        for_each_lanes(d, [&](int64_t i, auto lanes) {
+          V f = load_wide(h + i, lanes);
+          if (args.a) f = f * load_wide(args.a + tap * d + i, lanes);
+          if (args.c) f = f + load_wide(args.c + tap * d + i, lanes);
+          store_narrow(f, out + i, lanes);
         });
       }
 }
@@ -43,14 +43,14 @@ void features_backward(const FeaturesBackwardArgs<S>& args, const Context&) {
         const int64_t row = (sample * f.taps + tap) * f.tokens + token;
         const S* h = f.h + f.at(sample, tap, token);
         S* g_h = args.g_h + args.gradient_at(sample, tap, token);
-        for_each_lanes(d, [&](int64_t i, int count) {
-          const V g = load_wide(args.g_features + row * d + i, count), zero(W(0));
+        for_each_lanes(d, [&](int64_t i, auto lanes) {
+          const V g = load_wide(args.g_features + row * d + i, lanes), zero(W(0));
           if (g_a) {
-            const V sum = token ? load_wide(g_a + i, count) : zero;
-            store_narrow(fma(g, load_wide(h + i, count), sum), g_a + i, count);
+            const V sum = token ? load_wide(g_a + i, lanes) : zero;
+            store_narrow(fma(g, load_wide(h + i, lanes), sum), g_a + i, lanes);
           }
-          if (g_c) store_narrow(token ? load_wide(g_c + i, count) + g : g, g_c + i, count);
-          store_narrow(f.a ? g * load_wide(f.a + tap * d + i, count) : g, g_h + i, count);
+          if (g_c) store_narrow(token ? load_wide(g_c + i, lanes) + g : g, g_c + i, lanes);
+          store_narrow(f.a ? g * load_wide(f.a + tap * d + i, lanes) : g, g_h + i, lanes);
         });
       }
     }
@@ -80,12 +80,13 @@ struct ScoreRow {
         bias(args.score_bias ? args.score_bias[tap] : W(0)),
         keep(args.keep ? args.keep + sample * args.keys : nullptr) {}
 
-  // ReLU of the scores of `count` keys from j on.
-  PYEXT_INLINE WideLanes<S> weight(const Factor<S>* scores, int64_t j, int count) const {
+  // ReLU of the scores of as many keys from j on.
+  template <class Count>
+  PYEXT_INLINE WideLanes<S> weight(const Product<S>* scores, int64_t j, Count lanes) const {
     using V = WideLanes<S>;
-    V s = load_wide(scores + j, count) + V(bias);
-    if (keep) s = s * load_wide(keep + j, count);
-    if (count < kLanes) s = select(Mask<W>::first(count), s, V(W(0)));
+    V s = load_wide(scores + j, lanes) + V(bias);
+    if (keep) s = s * load_wide(keep + j, lanes);
+    if (lanes < kLanes) s = select(Mask<W>::first(lanes), s, V(W(0)));
     return relu(s);
   }
 };
@@ -102,9 +103,9 @@ void for_each_score_row(const WeighArgs<S>& args, Body body) {
 // Adds what the identity and the base give to the weights of a row.
 template <class S>
 void add_own(const WeighArgs<S>& args, const ScoreRow<S>& r, int64_t sample, int64_t tap,
-             int64_t row, Factor<S>* weights) {
+             int64_t row, Product<S>* weights) {
   const auto add = [&](int64_t key, Wide<S> weight) {
-    weights[key] = narrow<Factor<S>>(widen(weights[key]) + r.alpha * weight);
+    weights[key] = narrow<Product<S>>(widen(weights[key]) + r.alpha * weight);
   };
   if (args.rho != 0) add(args.first_row + row, args.rho);
   if (args.base_index) add(args.base_index[sample], args.scale_of_base(tap));
@@ -115,13 +116,13 @@ void weigh(const WeighArgs<S>& args, const Context&) {
   using V = WideLanes<S>;
   using W = Wide<S>;
   for_each_score_row(args, [&](const ScoreRow<S>& r, int64_t sample, int64_t tap, int64_t row) {
-    Factor<S>* scores = args.scores + r.at;
+    Product<S>* scores = args.scores + r.at;
     V sum(W(0));
-    for_each_lanes(r.seen, [&](int64_t j, int count) { sum = sum + r.weight(scores, j, count); });
+    for_each_lanes(r.seen, [&](int64_t j, auto lanes) { sum = sum + r.weight(scores, j, lanes); });
     const W total = args.rowsum[r.sum_at] = sum.sum();
     const V scale(r.alpha / args.norm(total));
-    for_each_lanes(r.seen, [&](int64_t j, int count) {
-      store_narrow(scale * r.weight(scores, j, count), scores + j, count);
+    for_each_lanes(r.seen, [&](int64_t j, auto lanes) {
+      store_narrow(scale * r.weight(scores, j, lanes), scores + j, lanes);
     });
     memset(scores + r.seen, 0, size_t(args.keys - r.seen) * sizeof *scores);
     add_own(args, r, sample, tap, row, scores);
@@ -135,23 +136,23 @@ void weigh_backward(const WeighBackwardArgs<S>& args, const Context&) {
   const WeighArgs<S>& f = args.forward;
   const V zero(W(0));
   for_each_score_row(f, [&](const ScoreRow<S>& r, int64_t sample, int64_t tap, int64_t row) {
-    Factor<S>*scores = f.scores + r.at, *products = scores + args.products;
+    Product<S>*scores = f.scores + r.at, *products = scores + args.products;
     const W total = f.rowsum[r.sum_at], inverse = W(1) / f.norm(total);
     V sum = zero, sum_scores = zero;
-    for_each_lanes(r.seen, [&](int64_t j, int count) {
-      sum = fma(r.weight(scores, j, count), load_wide(products + j, count), sum);
+    for_each_lanes(r.seen, [&](int64_t j, auto lanes) {
+      sum = fma(r.weight(scores, j, lanes), load_wide(products + j, lanes), sum);
     });
     const W mixed = sum.sum() * inverse;
     const W own = f.rho != 0 ? widen(products[f.first_row + row]) : W(0);
     const W base = f.base_index ? widen(products[f.base_index[sample]]) : W(0);
     const V shift(f.moves(total) ? mixed : W(0)), scale(r.alpha * inverse);
-    for_each_lanes(r.seen, [&](int64_t j, int count) {
-      const V weight = r.weight(scores, j, count);
-      const V g = scale * (load_wide(products + j, count) - shift);
+    for_each_lanes(r.seen, [&](int64_t j, auto lanes) {
+      const V weight = r.weight(scores, j, lanes);
+      const V g = scale * (load_wide(products + j, lanes) - shift);
       const V g_score = select(weight > zero, g, zero);
       sum_scores = sum_scores + g_score;
-      store_narrow(g_score, scores + j, count);
-      store_narrow(scale * weight, products + j, count);
+      store_narrow(g_score, scores + j, lanes);
+      store_narrow(scale * weight, products + j, lanes);
     });
     memset(scores + r.seen, 0, size_t(f.keys - r.seen) * sizeof *scores);
     memset(products + r.seen, 0, size_t(f.keys - r.seen) * sizeof *scores);

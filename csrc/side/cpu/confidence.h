@@ -9,14 +9,14 @@ namespace pyext::PYEXT_ISA {
 
 using namespace pyext::side;
 
-// The features that tap `tap` of a sample has on average, `count` channels from i on.
-template <class S>
+// The features that tap `tap` of a sample has on average, as many channels from i on.
+template <class S, class Count>
 PYEXT_INLINE WideLanes<S> mean_features(const ConfidenceArgs<S>& args, int64_t sample, int64_t tap,
-                                        int64_t i, int count) {
+                                        int64_t i, Count lanes) {
   const int64_t d = args.channels;
-  WideLanes<S> f = load_wide(args.pool + (sample * args.taps + tap) * d + i, count);
-  if (args.a) f = f * load_wide(args.a + tap * d + i, count);
-  return args.c ? f + load_wide(args.c + tap * d + i, count) : f;
+  WideLanes<S> f = load_wide(args.pool + (sample * args.taps + tap) * d + i, lanes);
+  if (args.a) f = f * load_wide(args.a + tap * d + i, lanes);
+  return args.c ? f + load_wide(args.c + tap * d + i, lanes) : f;
 }
 
 template <class S>
@@ -28,9 +28,9 @@ void confidence(const ConfidenceArgs<S>& args, const Context&) {
     W *alpha = args.alpha + sample * taps, most = 0, sum = 0;
     for (int64_t tap = 0; tap < taps; ++tap) {
       V product(W(0));
-      for_each_lanes(d, [&](int64_t i, int count) {
-        const V w = load_wide(args.w + i, count) * load_wide(args.pool_q + sample * d + i, count);
-        product = fma(w, mean_features(args, sample, tap, i, count), product);
+      for_each_lanes(d, [&](int64_t i, auto lanes) {
+        const V w = load_wide(args.w + i, lanes) * load_wide(args.pool_q + sample * d + i, lanes);
+        product = fma(w, mean_features(args, sample, tap, i, lanes), product);
       });
       alpha[tap] = product.sum() + *args.b;
       most = tap == 0 || alpha[tap] > most ? alpha[tap] : most;
@@ -53,42 +53,42 @@ void confidence_backward_sample(const ConfidenceBackwardArgs<S>& args, int64_t s
   W mean = 0;
   for (int64_t tap = 0; tap < taps; ++tap) mean += alpha[tap] * g_alpha[tap];
   for (int64_t tap = 0; tap < taps; ++tap) g_product[tap] = alpha[tap] * (g_alpha[tap] - mean);
-  for_each_lanes(d, [&](int64_t i, int count) {
-    const V w = load_wide(f.w + i, count), w_q = w * load_wide(f.pool_q + sample * d + i, count);
+  for_each_lanes(d, [&](int64_t i, auto lanes) {
+    const V w = load_wide(f.w + i, lanes), w_q = w * load_wide(f.pool_q + sample * d + i, lanes);
     V sum(W(0));
     for (int64_t tap = 0; tap < taps; ++tap) {
       const V g(g_product[tap]);
       V g_pool = g * w_q;
-      if (f.a) g_pool = g_pool * load_wide(f.a + tap * d + i, count);
-      store_narrow(g_pool, args.g_pool + (sample * taps + tap) * d + i, count);
-      sum = fma(g, mean_features(f, sample, tap, i, count), sum);
+      if (f.a) g_pool = g_pool * load_wide(f.a + tap * d + i, lanes);
+      store_narrow(g_pool, args.g_pool + (sample * taps + tap) * d + i, lanes);
+      sum = fma(g, mean_features(f, sample, tap, i, lanes), sum);
     }
-    store_narrow(w * sum, args.g_pool_q + sample * d + i, count);
+    store_narrow(w * sum, args.g_pool_q + sample * d + i, lanes);
   });
 }
 
 // Sums over the samples, of sixteen channels of one tap; or of all taps, for w.
 template <class S>
 void confidence_backward_sums(const ConfidenceBackwardArgs<S>& args, const Wide<S>* g_product,
-                              int64_t i, int count) {
+                              int64_t i, int lanes) {
   using V = WideLanes<S>;
   using W = Wide<S>;
   const ConfidenceArgs<S>& f = args.forward;
   const int64_t d = f.channels, taps = f.taps;
-  const V w = load_wide(f.w + i, count);
+  const V w = load_wide(f.w + i, lanes);
   V g_w(W(0));
   for (int64_t tap = 0; tap < taps; ++tap) {
     V g_a(W(0)), g_c(W(0));
     for (int64_t sample = 0; sample < f.samples; ++sample) {
-      const V g_q = V(g_product[sample * taps + tap]) * load_wide(f.pool_q + sample * d + i, count);
-      g_a = fma(g_q, load_wide(f.pool + (sample * taps + tap) * d + i, count), g_a);
+      const V g_q = V(g_product[sample * taps + tap]) * load_wide(f.pool_q + sample * d + i, lanes);
+      g_a = fma(g_q, load_wide(f.pool + (sample * taps + tap) * d + i, lanes), g_a);
       g_c = g_c + g_q;
-      g_w = fma(g_q, mean_features(f, sample, tap, i, count), g_w);
+      g_w = fma(g_q, mean_features(f, sample, tap, i, lanes), g_w);
     }
-    if (args.g_a) store_narrow(w * g_a, args.g_a + tap * d + i, count);
-    if (args.g_c) store_narrow(w * g_c, args.g_c + tap * d + i, count);
+    if (args.g_a) store_narrow(w * g_a, args.g_a + tap * d + i, lanes);
+    if (args.g_c) store_narrow(w * g_c, args.g_c + tap * d + i, lanes);
   }
-  store_narrow(g_w, args.g_w + i, count);
+  store_narrow(g_w, args.g_w + i, lanes);
 }
 
 template <class S>

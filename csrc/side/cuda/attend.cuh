@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kAttendThreads) features_kernel(FeaturesArgs<S
   float f = widen(args.h[args.at(sample, tap, token) + i]);
   if (args.a) f *= args.a[tap * d + i];
   if (args.c) f += args.c[tap * d + i];
-  args.features[at] = narrow<Factor<S>>(f);
+  args.features[at] = narrow<Product<S>>(f);
 }
 
 template <class S>
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kAttendThreads) weigh_kernel(WeighArgs<S> args
   const float scale = 1.0f / args.norm(sum);
   for (int64_t j = lane; j < args.keys; j += 32)
     args.scores[r.at + j] =
-        narrow<Factor<S>>(r.alpha * (scale * r.weight(args, j) + r.own(args, j)));
+        narrow<Product<S>>(r.alpha * (scale * r.weight(args, j) + r.own(args, j)));
 }
 
 template <class S>
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kAttendThreads) weigh_backward_kernel(WeighBac
   const ScoreRow<S> r(f);
   if (!r.present) return;
   const int lane = int(threadIdx.x) & 31;
-  Factor<S>*scores = f.scores + r.at, *products = scores + args.products;
+  Product<S>*scores = f.scores + r.at, *products = scores + args.products;
   const float total = f.rowsum[r.sum_at], scale = 1.0f / f.norm(total);
   float mixed = 0.0f, own = 0.0f, base = 0.0f, g_bias = 0.0f;
   for (int64_t j = lane; j < f.keys; j += 32) {
@@ -148,8 +148,8 @@ __global__ void __launch_bounds__(kAttendThreads) weigh_backward_kernel(WeighBac
     const float weight = r.weight(f, j);
     const float g = weight > 0.0f ? r.alpha * scale * (widen(products[j]) - shift) : 0.0f;
     g_bias += g;
-    scores[j] = narrow<Factor<S>>(g);
-    products[j] = narrow<Factor<S>>(r.alpha * (scale * weight + r.own(f, j)));
+    scores[j] = narrow<Product<S>>(g);
+    products[j] = narrow<Product<S>>(r.alpha * (scale * weight + r.own(f, j)));
   }
   if (!args.terms) return;
   own = warp_sum(own);
