@@ -1,0 +1,73 @@
+"""Tiny backbones, started at random; nothing is fetched."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+HIDDEN, LAYERS, VOCABULARY = 16, 3, 50
+SMALL = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+
+
+def bert(seed=0, **more):
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(vocab_size=VOCABULARY, **SMALL, **more)
+    return transformers.BertModel(config)
+
+
+def bert_classifier(seed=0):
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(vocab_size=VOCABULARY, num_labels=2, **SMALL)
+    return transformers.BertForSequenceClassification(config)
+
+
+def vit():
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(image_size=8, patch_size=2, num_channels=1, **SMALL)
+    return transformers.ViTModel(config)
+
+
+def clip_text(projected=False):
+    torch.manual_seed(0)
+    ends = {"bos_token_id": 48, "eos_token_id": 49, "pad_token_id": 0}
+    config = transformers.CLIPTextConfig(vocab_size=VOCABULARY, projection_dim=8, **SMALL, **ends)
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    return kind(config)
+
+
+def clip_image(projected=False):
+    torch.manual_seed(0)
+    config = transformers.CLIPVisionConfig(image_size=8, patch_size=2, projection_dim=8, **SMALL)
+    kind = transformers.CLIPVisionModelWithProjection if projected else transformers.CLIPVisionModel
+    return kind(config)
+
+
+def t5_encoder():
+    torch.manual_seed(0)
+    sizes = {"d_model": HIDDEN, "d_kv": 8, "d_ff": 32, "num_layers": LAYERS, "num_heads": 2}
+    return transformers.T5EncoderModel(transformers.T5Config(vocab_size=VOCABULARY, **sizes))
+
+
+def text(batch=3, tokens=7):
+    """Sentences with padding in one of them; the fifth token ends a text."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 48, (batch, tokens), generator=generator)
+    ids[:, 4] = 49
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def images(channels=1):
+    return {
+        "pixel_values": torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    }
