@@ -67,7 +67,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     weights.write_bytes(whole)
     content = json.loads(config.read_text())
     config.write_text(json.dumps({**content, "side": {**content["side"], "reduction": 4}}))
-    refused(re.escape("side.norm_weight: expected shape [4, 4], got [4, 8]"))
+    refused(re.escape("side.down.0.bias: expected shape [4], got [8]"))
     config.write_text("{}")
     refused("adapter_config.json: not the config of a side network: 'side'")
 

@@ -1,7 +1,7 @@
 """Adapters on disk: what was trained, beside a text that says on which backbone and how.
 
-The folder looks like one of peft's: ``adapter_model.safetensors`` and ``adapter_config.json``. It is
-not peft's to load: peft registers only methods that its own list of types names.
+The folder looks like one of peft's: ``adapter_model.safetensors`` and ``adapter_config.json``. It
+is not peft's to load: peft registers only methods that its own list of types names.
 """
 
 from __future__ import annotations

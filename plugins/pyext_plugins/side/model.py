@@ -104,14 +104,14 @@ class SideModel(nn.Module):
             del self.forward
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the side network: `pyext_plugins.side.files.save_adapter`."""
+        """Write the side network; see `side.files.save_adapter`."""
         from pyext_plugins.side.files import save_adapter
 
         save_adapter(self, folder)
 
     @classmethod
     def from_pretrained(cls, backbone: nn.Module, folder: str | Path) -> SideModel:
-        """Read it beside the backbone it was trained on: `pyext_plugins.side.files.load_adapter`."""
+        """Read it beside the backbone it was trained on; see `side.files.load_adapter`."""
         from pyext_plugins.side.files import load_adapter
 
         return cast(SideModel, load_adapter(backbone, folder))

@@ -29,15 +29,18 @@ def find_layers(backbone: nn.Module, path: str | None = None) -> nn.ModuleList:
     lists: dict[str, nn.ModuleList] = {}
     for name, module in backbone.named_modules():
         inside = any(name.startswith(f"{other}.") for other in lists)
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and not inside:
-            if len({type(layer) for layer in module}) == 1:
-                lists[name] = module
+        if not inside and isinstance(module, nn.ModuleList) and _alike(module):
+            lists[name] = module
     if len(lists) != 1:
         raise ValueError(
             f"layers: expected one list of blocks in {type(backbone).__name__}, found "
             f"{', '.join(lists) or 'none'}; say which"
         )
     return next(iter(lists.values()))
+
+
+def _alike(layers: nn.ModuleList) -> bool:
+    return len(layers) > 1 and len({type(layer) for layer in layers}) == 1
 
 
 def is_causal(layers: nn.ModuleList) -> bool:
