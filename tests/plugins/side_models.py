@@ -71,3 +71,31 @@ def images(channels=1):
     return {
         "pixel_values": torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(1))
     }
+
+
+WORDS = ["good", "bad", "film", "the", "was", "a", "plot", "very", "old", "new", "long", "short"]
+
+
+def encoder_folder(folder):
+    """A BERT of a few words on disk, with its tokenizer."""
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=32, **SMALL)
+    transformers.BertModel(config).save_pretrained(folder)
+    transformers.BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def reviews(path, rows=60):
+    """Texts of different lengths that are good or bad."""
+    generator = torch.Generator().manual_seed(0)
+    lines = ["text,label"]
+    for row in range(rows):
+        label = ("bad", "good")[row % 2]
+        count = int(torch.randint(2, 9, (), generator=generator))
+        fill = [WORDS[i] for i in torch.randint(2, len(WORDS), (count,), generator=generator)]
+        lines.append(f'"{" ".join([label, *fill, label])}, film",{label}')
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -89,7 +89,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
 
     Args:
         model: with the backbone that the side network was trained on, and a head of the same names
-            if one was saved.
+            if one was saved. One that holds a side network of this config already gets its weights.
 
     Returns:
         The model; in evaluation mode.
@@ -103,7 +103,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from error
-    model = attach(model, config)
+    if not any(isinstance(module, SideModel) for module in model.modules()):
+        model = attach(model, config)
     found, wanted = digest(side_model(model).backbone), content.get("backbone_sha256")
     if found != wanted:
         raise UserError(
