@@ -1,0 +1,60 @@
+"""The demos, at a fraction of their size: their claims are theirs to keep."""
+
+import pytest
+import torch
+
+from tests.plugins import side_models  # noqa: F401  (skips where transformers is missing)
+
+pytest.importorskip("sklearn")
+
+from pyext_plugins.side import demo, digits
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(demo, "SEEDS", 1)
+    monkeypatch.setitem(digits.PRETRAIN, "steps", 3)
+    monkeypatch.setattr(digits.fit, "__defaults__", (2, 8, 3e-3))
+
+
+@pytest.mark.parametrize("name", ["unipt", "sherl"])
+def test_a_demo_reports_claims_and_a_picture(name, small, tmp_path):
+    report = getattr(demo, name)(tmp_path)
+    assert [row["arm"] for row in report.rows] == list(digits.ARMS)
+    assert all(path.exists() for path in report.pictures.values())
+    claims = {claim.text: claim for claim in report.claims}
+    frozen = claims["parameters of frozen backbones with a gradient"]
+    memory = [claim for text, claim in claims.items() if text.startswith("saved for backward: ")]
+    assert frozen.held and len(memory) == 5 and all(claim.held for claim in memory)
+    report.save(tmp_path / "report.json")
+
+
+def test_arms_have_the_sizes_of_the_card():
+    sizes = {"probe": 260, "unipt": 18_533, "sherl": 15_398, "lst": 28_314, "adapter": 13_028}
+    for arm, size in sizes.items():
+        reader = digits.build(arm, digits.make_backbone(), digits.ROTATIONS, 0)
+        assert sum(p.numel() for p in reader.parameters() if p.requires_grad) == size, arm
+
+
+def test_the_backbone_is_trained_once(small, tmp_path, monkeypatch):
+    data, path = digits.load_digits(), tmp_path / "backbone.safetensors"
+    first = digits.backbone(data, path).state_dict()
+    monkeypatch.setattr(digits, "fit", None)
+    second = digits.backbone(data, path).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_pictures_are_shared_out_once():
+    data = digits.load_digits()
+    parts = [data.pretrain, data.pool, data.test]
+    assert [len(part.labels) for part in parts] == [900, 400, 497]
+    assert len(data.labelled(0).labels) == 200
+    turned = data.test.rotated(0)
+    back = [im.rot90(-int(k), (-2, -1)) for im, k in zip(turned.images, turned.labels, strict=True)]
+    assert torch.equal(torch.stack(back), data.test.images)
+
+
+def test_a_tap_that_is_repeated_counts_once():
+    for n in (1, 2, 5, 10):
+        assert abs(demo._share_of_the_odd_one(n) - 0.5) < 1e-6
+    assert demo._moved_by_repetition() < 0.5
