@@ -8,8 +8,7 @@ from pyext.methods import Method
 UNIPT = Method(
     name="unipt",
     summary="Fine-tune beside a frozen backbone: its hidden states re-mixed by the last of them.",
-    paper="Diao et al. 2024, UniPT: Universal Parallel Tuning for Transfer Learning with "
-    "Efficient Parameter and Memory",
+    paper="Diao et al. 2024, UniPT: Universal Parallel Tuning, arXiv 2308.14316",
     ops=("side",),
     extra="unipt",
     demo="pyext_plugins.side.demo:unipt",
@@ -18,8 +17,7 @@ UNIPT = Method(
 SHERL = Method(
     name="sherl",
     summary="Fine-tune beside a frozen backbone, through its last layer alone.",
-    paper="Diao et al. 2024, SHERL: Synthesizing High Accuracy and Efficient Memory for "
-    "Resource-Limited Transfer Learning",
+    paper="Diao et al. 2024, SHERL, arXiv 2407.07523",
     ops=("side",),
     extra="sherl",
     demo="pyext_plugins.side.demo:sherl",
@@ -28,8 +26,7 @@ SHERL = Method(
 LST = Method(
     name="lst",
     summary="Ladder side tuning, the baseline of `unipt` and `sherl`.",
-    paper="Sung et al. 2022, LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer "
-    "Learning",
+    paper="Sung et al. 2022, LST: Ladder Side-Tuning, arXiv 2206.06522",
     ops=("side",),
     extra="lst",
     commands="pyext_plugins.side.app:lst",

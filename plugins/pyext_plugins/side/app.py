@@ -30,7 +30,7 @@ def make_app(method: str) -> typer.Typer:
         epochs: Annotated[int, typer.Option(help="Over all texts.")] = Settings.epochs,
         batch: Annotated[int, typer.Option(help="Texts in a step.")] = Settings.batch,
         step_size: Annotated[
-            float | None, typer.Option(help="AdamW's, of the first method.")
+            float | None, typer.Option(help="AdamW's, of the side network.")
         ] = None,
         reduction: Annotated[
             int, typer.Option(help="How many times narrower than the encoder.")

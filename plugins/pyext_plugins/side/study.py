@@ -6,7 +6,7 @@ import gc
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,9 @@ class Study:
         identity = {"data": self.table.digest, "encoder": self._encoder_digest}
         if own:
             identity["config"] = str(self.config.as_json())
-        return Training(arm, model, self.train, self.settings, identity, taps)
+        # The step size that was asked for is the side network's; the others have their own.
+        settings = self.settings if own else replace(self.settings, step_size=None)
+        return Training(arm, model, self.train, settings, identity, taps)
 
     def _measure(self, training: Training) -> Outcome:
         score = evaluate(training.model, self.test)
