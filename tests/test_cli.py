@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
+import typer
 
 from pyext import environment, methods, requirements
-from pyext.cli import bench, main
+from pyext.cli import app, bench, main
 from pyext.methods import Entry, Method
 from pyext.report import Claim, Report
 from pyext.show import show_claims, show_rows
@@ -109,6 +111,49 @@ def test_a_method_does_not_take_the_place_of_a_command(monkeypatch, capsys, meth
     monkeypatch.setattr(methods, "names", lambda: ["doctor"])
     code, out, _ = call(monkeypatch, capsys, "doctor")
     assert code == 0 and "instruction set" in out
+
+
+@pytest.fixture
+def offer(monkeypatch):
+    """Offers a command `extra` of plugins that is the `typer.Typer` of this name here."""
+
+    def add(*values):
+        points = EntryPoints(EntryPoint("extra", value, app.GROUP) for value in values)
+        monkeypatch.setattr(app, "entry_points", points.select)
+
+    return add
+
+
+extra = typer.Typer()
+
+
+@extra.command()
+def greet(name: str) -> None:
+    print(f"Hello {name}")
+
+
+def test_a_plugin_adds_a_command_that_is_no_method(monkeypatch, capsys, offer):
+    offer(f"{__name__}:extra")
+    assert call(monkeypatch, capsys, "extra", "greet", "Ada") == (0, "Hello Ada\n", "")
+    code, out, _ = call(monkeypatch, capsys, "--help")
+    assert code == 0 and "Commands that plugins add: extra." in out
+    code, _, err = call(monkeypatch, capsys, "extrq")
+    assert code == 2 and "Did you mean 'extra'? There are: list, " in err
+
+
+def test_a_plugin_that_adds_a_command_and_does_not_load_is_one_line(monkeypatch, capsys, offer):
+    offer("not_there:extra")
+    code, _, err = call(monkeypatch, capsys, "extra")
+    assert code == 2
+    assert err == "pyext: not_there:extra does not load: No module named 'not_there'\n"
+    assert call(monkeypatch, capsys, "list")[0] == 0
+
+
+def test_none_of_two_commands_of_one_name_is_chosen(monkeypatch, capsys, offer):
+    offer("here:extra", "there:extra")
+    code, _, err = call(monkeypatch, capsys, "extra")
+    assert code == 2
+    assert err == "pyext: several plugins offer the command 'extra': here:extra, there:extra\n"
 
 
 def test_list_names_the_installed_methods():

@@ -45,6 +45,7 @@ def test_a_name_that_names_no_method_is_refused(tmp_path, name):
     ("name", "message"),
     [
         ("list", "PATH: `pyext list` is a command already; choose another name"),
+        ("data", "PATH: `pyext data` is a command already; choose another name"),
         ("class", "PATH: Python has a 'class' already; choose another name"),
         ("json", "PATH: Python has a 'json' already; choose another name"),
         ("splat-fit", "PATH: a method 'splat-fit' is installed already; choose another name"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 from typing import Any
 
 import typer
@@ -25,6 +26,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "new-plugin": new_plugin,
 }
+
+# Commands that plugins add and that belong to no method: ``name = "module:app"``, a `typer.Typer`
+# mounted as ``pyext name``.
+GROUP = "pyext.commands"
 
 # typer exports this class of its errors, but not their common one.
 _UsageError: Any = typer.BadParameter.__base__
@@ -49,19 +54,26 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def command_names() -> list[str]:
+    """What follows ``pyext`` and is no method: the commands, then those of plugins."""
+    return [*COMMANDS, *sorted({point.name for point in entry_points(group=GROUP)} - set(COMMANDS))]
+
+
 def make_app(arguments: Sequence[str]) -> typer.Typer:
     """The application for these arguments; a plugin is imported only if they name it."""
+    of_plugins = ", ".join(command_names()[len(COMMANDS) :])
     known = ", ".join(methods.names()) or "none is installed"
     app = typer.Typer(
         help="Compiled torch ops, and research methods on top of them.",
-        epilog=f"Methods with commands of their own: {known}. See `pyext NAME --help`.",
+        epilog=(f"Commands that plugins add: {of_plugins}. " if of_plugins else "")
+        + f"Methods with commands of their own: {known}. See `pyext NAME --help`.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
     for name, command in COMMANDS.items():
         app.command(name)(command)
-    # A method that calls itself like one of the commands does not take its place.
+    # A plugin's command or method that is called like one of these does not take its place.
     for name in arguments[:1]:
         if not name.startswith("-") and name not in COMMANDS:
             _mount(app, name)
@@ -69,8 +81,14 @@ def make_app(arguments: Sequence[str]) -> typer.Typer:
 
 
 def _mount(app: typer.Typer, name: str) -> None:
+    offered = sorted({point.value for point in entry_points(group=GROUP, name=name)})
+    if len(offered) > 1:
+        raise UserError(f"several plugins offer the command {name!r}: {', '.join(offered)}")
+    if offered:
+        app.add_typer(methods.resolve(offered[0]), name=name)
+        return
     if name not in methods.names():
-        known = [*COMMANDS, *methods.names()]
+        known = [*command_names(), *methods.names()]
         hint = did_you_mean(name, known)
         raise UserError(f"no command or method {name!r}.{hint} There are: {', '.join(known)}")
     method = methods.get(name)

@@ -53,14 +53,14 @@ def write_plugin(path: Path) -> str:
 
 def _check_name(name: str, package: str) -> None:
     # The table of commands imports this module.
-    from pyext.cli.app import COMMANDS
+    from pyext.cli.app import command_names
 
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise UserError(
             f"PATH: its last part names the method, expected lower-case words joined by hyphens, "
             f"got {name!r}"
         )
-    if name in COMMANDS:
+    if name in command_names():
         raise UserError(f"PATH: `pyext {name}` is a command already; choose another name")
     if name in methods.names():
         raise UserError(f"PATH: a method {name!r} is installed already; choose another name")
