@@ -3,18 +3,21 @@
 import pytest
 import torch
 
-from tests.plugins import side_models  # noqa: F401  (skips where transformers is missing)
+from tests.plugins import side_models
 
 pytest.importorskip("sklearn")
 
-from pyext_plugins.side import demo, digits
+from pyext_plugins.data.readers import Texts
+from pyext_plugins.side import demo, digits, reviews
+from pyext_plugins.side.table import read_table
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "SEEDS", 1)
     monkeypatch.setitem(digits.PRETRAIN, "steps", 3)
     monkeypatch.setattr(digits.fit, "__defaults__", (2, 8, 3e-3))
+    monkeypatch.setenv("PYEXT_DATA", str(tmp_path / "no data"))
 
 
 @pytest.mark.parametrize("name", ["unipt", "sherl"])
@@ -26,6 +29,8 @@ def test_a_demo_reports_claims_and_a_picture(name, small, tmp_path):
     frozen = claims["parameters of frozen backbones with a gradient"]
     memory = [claim for text, claim in claims.items() if text.startswith("saved for backward: ")]
     assert frozen.held and len(memory) == 5 and all(claim.held for claim in memory)
+    on_reviews = [claim for text, claim in claims.items() if text.startswith("reviews: ")]
+    assert on_reviews and all(claim.held is None for claim in on_reviews)  # no data, no verdict
     report.save(tmp_path / "report.json")
 
 
@@ -58,3 +63,21 @@ def test_a_tap_that_is_repeated_counts_once():
     for n in (1, 2, 5, 10):
         assert abs(demo._share_of_the_odd_one(n) - 0.5) < 1e-6
     assert demo._moved_by_repetition() < 0.5
+
+
+@pytest.mark.parametrize("method", ["unipt", "sherl"])
+def test_reviews_are_compared_over_seeds(method, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("peft")
+    encoder = side_models.encoder_folder(tmp_path / "encoder")
+    table = read_table(side_models.reviews(tmp_path / "reviews.csv"), "text", "label")
+    monkeypatch.setattr(reviews, "SEEDS", 2)
+    monkeypatch.setattr(reviews, "SENTENCES", 2)
+    monkeypatch.setattr(reviews, "TEXTS", 20)
+    monkeypatch.setattr(reviews, "texts", lambda name: Texts(table.texts, table.labels, ("a", "b")))
+    monkeypatch.setattr(reviews.cache, "is_here", lambda name: True)
+    monkeypatch.setattr(reviews.cache, "path", lambda name: encoder)
+    monkeypatch.setitem(reviews.SETTINGS, "max_length", 16)
+    rows, claims = reviews.compare(method)
+    assert [row["arm"] for row in rows] == [method, "probe", "lora", "full"]
+    assert all(row["by seed (%)"].count(",") == 1 for row in rows)
+    assert all(claim.measured is not None for claim in claims)

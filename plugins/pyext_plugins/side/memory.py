@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -47,6 +50,13 @@ def saved_by(model: nn.Module, run: Callable[[], Any]) -> int:
     return saved_bytes(run, [*model.parameters(), *model.buffers()])
 
 
+def _give_back_what_is_free() -> None:
+    """Else the process would seem to hold what it only has not returned to the system."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class PeakResident:
     """The most memory this process holds from now on; None where the system does not tell."""
 
@@ -55,6 +65,7 @@ class PeakResident:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
+        _give_back_what_is_free()
         try:
             Path("/proc/self/clear_refs").write_text("5")
             self._known = True
