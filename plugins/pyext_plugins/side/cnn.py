@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyext_plugins.side.base import Beside
 from pyext_plugins.side.cnn_sides import SherlStages, UniptStages
 from pyext_plugins.side.config import SherlConfig, SideConfig, UniptConfig
 from pyext_plugins.side.taps import replace_input
 
 
-class StageModel(nn.Module):
+class StageModel(Beside):
     """A frozen network of pictures and the side network that adapts its stages.
 
     Args:
@@ -43,15 +44,13 @@ class StageModel(nn.Module):
         image_size: tuple[int, int],
         late: str | None = None,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False)
-        self.stages, self.late, self.side_config = tuple(stages), late, config
+        super().__init__(backbone, config)
+        self.stages, self.late = tuple(stages), late
         for name in (*stages, *([] if late is None else [late])):
             try:
                 backbone.get_submodule(name)
             except AttributeError as error:
                 raise ValueError(f"stages: {type(backbone).__name__} has no {name!r}") from error
-        backbone.eval()
         first = next(backbone.parameters())
         pictures = torch.zeros(1, 3, *image_size, device=first.device, dtype=first.dtype)
         channels = [image.shape[1] for image in self.maps(pictures)]
@@ -65,11 +64,6 @@ class StageModel(nn.Module):
         else:
             raise ValueError(f"config: expected unipt or sherl, got {config.method}")
         self.train(self.training)
-
-    def train(self, mode: bool = True) -> StageModel:
-        super().train(mode)
-        self.backbone.eval()
-        return self
 
     @torch.no_grad()
     def maps(self, pictures: Tensor, **more: Any) -> list[Tensor]:

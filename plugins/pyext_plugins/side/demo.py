@@ -134,7 +134,7 @@ def _report(method: str, output: Path, study: Study, claims: list[Claim]) -> Rep
     chart = output / "chart.png"
     save_chart(chart, {arm: (study.saved[arm] / MIB, study.accuracies[arm]) for arm in ARMS})
     return Report(
-        title=f"{METHODS[method]}: a ViT of digits learns rotations from 200 pictures, {SEEDS} seeds",
+        title=f"{METHODS[method]}: a ViT of digits learns to tell rotations, {SEEDS} seeds",
         rows=[_row(arm, study) for arm in ARMS],
         claims=[*claims, *memory, frozen, *review_claims],
         pictures={"accuracy and bytes saved for backward of all arms": chart},

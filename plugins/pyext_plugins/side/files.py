@@ -18,22 +18,23 @@ from torch import Tensor, nn
 
 from pyext.errors import UserError
 from pyext.files import whole_file
+from pyext_plugins.side.base import Beside
 from pyext_plugins.side.config import SideConfig, config_from_json
-from pyext_plugins.side.model import SideModel, attach
+from pyext_plugins.side.model import attach
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def side_model(model: nn.Module) -> SideModel:
+def side_model(model: nn.Module) -> Beside:
     """The one inside a model.
 
     Raises:
         ValueError: there is none.
     """
     for module in model.modules():
-        if isinstance(module, SideModel):
+        if isinstance(module, Beside):
             return module
-    raise ValueError(f"model: expected a SideModel in it, {type(model).__name__} holds none")
+    raise ValueError(f"model: expected a side network in it, {type(model).__name__} holds none")
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
@@ -41,7 +42,7 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
     tensors of side networks."""
     wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, module in model.named_modules():
-        if isinstance(module, SideModel):
+        if isinstance(module, Beside):
             prefix = f"{name}.side." if name else "side."
             wanted |= {prefix + key for key in module.side.state_dict()}
     return {name: tensor for name, tensor in model.state_dict().items() if name in wanted}
@@ -58,7 +59,7 @@ def digest(backbone: nn.Module) -> str:
 
 
 def save_adapter(model: nn.Module, folder: str | Path, **facts: Any) -> None:
-    """Write what was trained of a model with a `SideModel` in it, head included, and its config.
+    """Write what was trained of a model with a side network in it, head included, and its config.
 
     Args:
         facts: more entries for the JSON file.
@@ -103,7 +104,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from error
-    if not any(isinstance(module, SideModel) for module in model.modules()):
+    if not any(isinstance(module, Beside) for module in model.modules()):
         model = attach(model, config)
     found, wanted = digest(side_model(model).backbone), content.get("backbone_sha256")
     if found != wanted:

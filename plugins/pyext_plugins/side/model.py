@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pyext_plugins.side.base import Beside
 from pyext_plugins.side.config import LadderConfig, SherlConfig, SideConfig, UniptConfig
 from pyext_plugins.side.ladder import LadderSide
 from pyext_plugins.side.sherl import SherlSide
@@ -26,7 +27,7 @@ from pyext_plugins.side.taps import collect, find_layers, is_causal, replace_inp
 from pyext_plugins.side.unipt import UniptSide
 
 
-class SideModel(nn.Module):
+class SideModel(Beside):
     """A frozen backbone and the side network that adapts it.
 
     Args:
@@ -41,10 +42,8 @@ class SideModel(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module, config: SideConfig) -> None:
-        super().__init__()
         layers = find_layers(backbone, config.layers)
-        self.backbone = backbone.requires_grad_(False)
-        self.side_config = config
+        super().__init__(backbone, config)
         self.taps = tap_numbers(config, len(layers))
         self.side = make_side(backbone, layers, config, len(self.taps))
         self.train(self.training)
@@ -60,11 +59,6 @@ class SideModel(nn.Module):
             if name == "backbone":
                 raise
             return getattr(self.backbone, name)
-
-    def train(self, mode: bool = True) -> SideModel:
-        super().train(mode)
-        self.backbone.train(mode and self.side_config.backbone_dropout)
-        return self
 
     def forward(
         self,
@@ -103,27 +97,12 @@ class SideModel(nn.Module):
         finally:
             del self.forward
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the side network; see `side.files.save_adapter`."""
-        from pyext_plugins.side.files import save_adapter
-
-        save_adapter(self, folder)
-
     @classmethod
     def from_pretrained(cls, backbone: nn.Module, folder: str | Path) -> SideModel:
         """Read it beside the backbone it was trained on; see `side.files.load_adapter`."""
         from pyext_plugins.side.files import load_adapter
 
         return cast(SideModel, load_adapter(backbone, folder))
-
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """How many parameters are trained, and how many there are."""
-        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
-        return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
-
-    def print_trainable_parameters(self) -> None:
-        trained, total = self.get_nb_trainable_parameters()
-        print(f"trainable params: {trained:,} || all params: {total:,} || {trained / total:.2%}")
 
     def _frozen(self, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
@@ -245,6 +224,11 @@ def tap_numbers(config: SideConfig, layers: int) -> tuple[int, ...]:
     return config.taps
 
 
+def hidden_size(backbone: nn.Module) -> int:
+    """Channels of a transformers model's hidden states."""
+    return cast(int, cast(Any, backbone).config.hidden_size)
+
+
 def make_side(
     backbone: nn.Module, layers: nn.ModuleList, config: SideConfig, taps: int
 ) -> nn.Module:
@@ -253,7 +237,7 @@ def make_side(
     Raises:
         ValueError: the config does not fit the backbone.
     """
-    hidden: int = backbone.config.hidden_size
+    hidden = hidden_size(backbone)
     width = hidden // config.reduction
     if width < 1:
         raise ValueError(f"reduction: expected at most {hidden}, got {config.reduction}")
@@ -277,7 +261,7 @@ def make_side(
     assert isinstance(config, UniptConfig)
     if not token:
         return UniptSide(widths, width, hidden, config.preset)
-    guide = backbone.config.projection_dim if projected else hidden
+    guide = cast(Any, backbone).config.projection_dim if projected else hidden
     return UniptSide(widths, width, guide, config.preset, guide)
 
 

@@ -23,12 +23,15 @@ class SherlSide(nn.Module):
         out: E, channels of the late layer's input.
         gated: whether taps go down through the sensing adapter and the result up without a norm, as
             the authors have it for CLIP-ViL and T5; else with norms, as for BERT.
+        late: whether there is a late layer, on whose input the gate is; else there is none.
 
     Raises:
         ValueError: fewer than two taps.
     """
 
-    def __init__(self, widths: Sequence[int], width: int, out: int, gated: bool = False) -> None:
+    def __init__(
+        self, widths: Sequence[int], width: int, out: int, gated: bool = False, late: bool = True
+    ) -> None:
         super().__init__()
         if len(widths) < 2:
             raise ValueError("sherl needs at least one shallow tap plus a guide")
@@ -43,7 +46,7 @@ class SherlSide(nn.Module):
         self.gate = nn.Linear(width, 1)
         self.up = nn.Linear(width, out)
         self.up_norm = None if gated else nn.LayerNorm(out, eps=1e-12)
-        self.gamma = nn.Parameter(torch.zeros(1))
+        self.gamma = nn.Parameter(torch.zeros(1)) if late else None
         self.beta: Tensor | None = None
 
     @property
@@ -54,12 +57,12 @@ class SherlSide(nn.Module):
         """
         return float("nan") if self.beta is None else float((self.beta.sum(-1) == 0).float().mean())
 
-    def forward(self, taps: Sequence[Tensor], hidden: Tensor) -> Tensor:
-        """What the late layer is to run on, [B, N, E] in the dtype of ``hidden``.
+    def forward(self, taps: Sequence[Tensor], hidden: Tensor | None = None) -> Tensor:
+        """What the late layer is to run on, [B, N, E] in the dtype of the taps.
 
         Args:
             taps: K of [B, N, D_k].
-            hidden: [B, N, E], what it would have run on.
+            hidden: [B, N, E], what it would have run on; None without a late layer.
 
         Raises:
             ValueError, TypeError: an argument is wrong; it is named.
@@ -73,14 +76,14 @@ class SherlSide(nn.Module):
             self._down(),
             Gate(self.gate.weight[0], self.gate.bias),
             Up(self.up.weight, self.up.bias, "relu", "none", *norm, eps=1e-12),
-            residual=hidden.to(dtype),
-            res_scale=torch.tanh(self.gamma / TEMPERATURE),
+            residual=None if hidden is None else hidden.to(dtype),
+            res_scale=None if self.gamma is None else torch.tanh(self.gamma / TEMPERATURE),
             eps_l1=1e-6 if self.gated else 1e-8,
             eps_l2=1e-6 if self.gated else 1e-8,
             dropout_p=DROPOUT if drop else 0.0,
             seed=int(torch.randint(2**62, ())) if drop else 0,
         )
-        return y.to(hidden.dtype)
+        return y.to(taps[0].dtype)
 
     def _down(self) -> Down | GatedDown:
         lists = (self.down, self.value, self.open) if self.gated else (self.down,)
