@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyext.errors import UserError
 from pyext_plugins.side.config import CONFIGS, SideConfig
-from pyext_plugins.side.model import SideModel
+from pyext_plugins.side.model import SideModel, hidden_size
 
 COMPARED = ("probe", "lora", "full")
 LORA_RANK = 8
@@ -95,7 +95,7 @@ def build(
     Raises:
         UserError: the config does not fit the encoder.
     """
-    width: int = encoder.config.hidden_size
+    width = hidden_size(encoder)
     torch.manual_seed(seed)
     if arm in CONFIGS:
         assert config is not None
@@ -115,6 +115,7 @@ def _lora(encoder: nn.Module) -> nn.Module:
     from peft import LoraConfig, get_peft_model
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known
 
-    targets = None if encoder.config.model_type in known else "all-linear"
+    kind = cast(Any, encoder).config.model_type
+    targets = None if kind in known else "all-linear"
     config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=targets)
     return cast(nn.Module, get_peft_model(cast(Any, encoder), config))

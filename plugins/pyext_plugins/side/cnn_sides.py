@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyext_plugins.side.batch_norm import TapsBatchNorm, over_tokens
 from pyext_plugins.side.ops import ops
+from pyext_plugins.side.parameters import weights_and_biases
 from pyext_plugins.side.sherl import TEMPERATURE
 
 EPS = 1e-8
@@ -44,8 +45,7 @@ class _Stages(nn.Module):
         self, pooled: Sequence[Tensor], layout: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """h [B, K, N, d], its affine a, c [K, d], and the means of h, [B, K, d]."""
-        weights = [layer.weight for layer in self.down]
-        biases = [layer.bias for layer in self.down]
+        weights, biases = weights_and_biases(self.down)
         h, sums, squares, means = ops.project(
             pooled, weights, biases, norm="batch", layout=layout, pool=True
         )

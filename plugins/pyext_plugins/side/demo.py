@@ -11,6 +11,7 @@ import copy
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
@@ -24,6 +25,7 @@ from pyext_plugins.side import digits, reviews
 from pyext_plugins.side.chart import save_chart
 from pyext_plugins.side.digits import ARMS, LAST_ONLY, ROTATIONS
 from pyext_plugins.side.memory import SAVED
+from pyext_plugins.side.model import SideModel
 from pyext_plugins.side.ops import ops
 
 SEEDS = 3
@@ -106,10 +108,11 @@ def _run(output: Path) -> Study:
         taps = digits.taps_of(arm, reader, test.images)
         study.accuracies[arm].append(digits.accuracy(reader, test, taps))
         if arm in digits.CONFIGS:
-            own = reader.encoder.backbone.parameters()
+            encoder = cast(SideModel, reader.encoder)
+            own = encoder.backbone.parameters()
             study.frozen_gradients += sum(parameter.grad is not None for parameter in own)
         if arm == "sherl":
-            study.gammas.append(abs(float(reader.encoder.side.gamma.detach())))
+            study.gammas.append(abs(float(cast(Tensor, encoder.side.gamma).detach())))
     return study
 
 

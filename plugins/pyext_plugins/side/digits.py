@@ -25,7 +25,7 @@ from pyext_plugins.side.model import SideModel
 
 WIDTH, BLOCKS, HEADS = 64, 6, 4
 PRETRAINED_ON, LABELLED, TESTED = 900, 200, 497
-PRETRAIN = {"steps": 300, "batch": 48, "step_size": 1e-3}
+PRETRAIN: dict[str, Any] = {"steps": 300, "batch": 48, "step_size": 1e-3}
 STEPS, BATCH, STEP_SIZE = 200, 32, 3e-3
 MEASURED_BATCH = 64
 ROTATIONS = 4
@@ -159,15 +159,16 @@ def build(arm: str, model: nn.Module, classes: int, seed: int) -> Reader:
     torch.manual_seed(seed)
     if arm in CONFIGS:
         return Reader(SideModel(model, CONFIGS[arm]), classes)
-    made = {"probe": Frozen, "adapter": Adapted, "full": nn.Module.requires_grad_}[arm](model)
-    return Reader(made, classes)
+    if arm == "full":
+        return Reader(model, classes)
+    return Reader(Frozen(model) if arm == "probe" else Adapted(model), classes)
 
 
 def taps_of(arm: str, reader: Reader, images: Tensor) -> list[Tensor] | None:
     """Hidden states an arm can be trained from; None for one that needs its whole backbone."""
     if arm not in CONFIGS:
         return None
-    taps = reader.encoder.hidden_states(pixel_values=images)
+    taps = cast(SideModel, reader.encoder).hidden_states(pixel_values=images)
     # The same network of the same size, that is fed the last hidden state throughout.
     return [taps[-1]] * len(taps) if arm == LAST_ONLY else taps
 

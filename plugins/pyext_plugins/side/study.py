@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -21,6 +21,7 @@ from pyext_plugins.side.cache import TapCache
 from pyext_plugins.side.config import SideConfig
 from pyext_plugins.side.files import digest, save_adapter, side_model
 from pyext_plugins.side.memory import RESIDENT, SAVED
+from pyext_plugins.side.model import SideModel
 from pyext_plugins.side.sherl import SherlSide
 from pyext_plugins.side.table import Batch, Table, make_batches, split
 from pyext_plugins.side.training import Memory, Score, Settings, Training, evaluate
@@ -115,7 +116,7 @@ class Study:
         model = build(arm, encoder, classes, self.settings.seed, config).to(device)
         taps = None
         if own and cache is not None:
-            taps = TapCache(cache, side_model(model), self.train)
+            taps = TapCache(cache, cast(SideModel, side_model(model)), self.train)
             with progress_bar("hidden states", len(self.train)) as show:
                 taps.fill(lambda done: show(done, None))
             self.cached_bytes = taps.bytes

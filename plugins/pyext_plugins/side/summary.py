@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +38,9 @@ def pool(backbone: nn.Module, hidden: Tensor, inputs: Mapping[str, Any]) -> Tens
     """
     pooler = getattr(backbone, "pooler", None)
     if pooler is not None:
-        pooled: Tensor = pooler(hidden)
-        return pooled
+        return cast(Tensor, pooler(hidden))
     if hasattr(backbone, "post_layernorm"):  # CLIP's image tower
-        first: Tensor = backbone.post_layernorm(hidden[:, 0])
-        return first
+        return cast(Tensor, cast(Any, backbone).post_layernorm(hidden[:, 0]))
     if hasattr(backbone, "eos_token_id"):  # CLIP's text tower
         rows = torch.arange(len(hidden), device=hidden.device)
         return hidden[rows, summary_position(backbone, inputs, len(hidden))]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyext.interface.side_blocks import Down, Gate, Guide, Proj, Up
 from pyext_plugins.side.ops import ops
+from pyext_plugins.side.parameters import weights_and_biases
 
 COSTLY = 1e11  # operations of the attention of one sample, above which a warning is given
 
@@ -98,8 +99,8 @@ class UniptSide(nn.Module):
         recipe, dtype = self.recipe, self.up.weight.dtype
         taps = [tap.to(dtype) for tap in taps]
         self._warn_if_costly(taps[0])
-        affine = (self.norm_weight, self.norm_bias) if recipe.norm == "layer" else (None, None)
-        weights, biases = _parameters(self.down)
+        a, c = (self.norm_weight, self.norm_bias) if recipe.norm == "layer" else (None, None)
+        weights, biases = weights_and_biases(self.down)
         own, residual = None, None
         if self.guide is not None:
             if guide is None:
@@ -109,10 +110,10 @@ class UniptSide(nn.Module):
         proj = None
         if self.proj_norm is not None:
             norm = self.proj_norm
-            proj = Proj(*_parameters(self.proj), norm.weight, norm.bias, norm.eps)
+            proj = Proj(*weights_and_biases(self.proj), norm.weight, norm.bias, norm.eps)
         y, self.alpha = ops.unipt_block(
             taps,
-            Down(weights, biases, *affine, recipe.pre_act, recipe.norm),
+            Down(weights, biases, a, c, recipe.pre_act, recipe.norm),
             Gate(self.gate.weight[0], self.gate.bias),
             proj,
             Up(self.up.weight, self.up.bias, recipe.up_pre_act),
@@ -136,7 +137,3 @@ class UniptSide(nn.Module):
                 "sample; fewer taps or a larger reduction make it cheaper",
                 stacklevel=3,
             )
-
-
-def _parameters(layers: nn.ModuleList) -> tuple[list[Tensor], list[Tensor]]:
-    return [layer.weight for layer in layers], [layer.bias for layer in layers]
