@@ -37,6 +37,8 @@ MIND = [
     "size does not settle it.",
     "Nor is it claimed that SHERL's redundancy term raises accuracy: what it does is shown by the "
     "claims on repeated taps.",
+    "Of accuracy on the reviews nothing is claimed: with so few texts and steps the order of the "
+    "arms depends on their step sizes.",
     "All arms take the same number of steps; full fine-tuning would gain from more of them.",
 ]
 

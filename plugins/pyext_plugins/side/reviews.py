@@ -1,4 +1,8 @@
-"""The demos' second study: MiniLM on film reviews, beside LoRA, a probe and full fine-tuning."""
+"""The demos' second study: MiniLM on film reviews, beside LoRA, a probe and full fine-tuning.
+
+Accuracies are reported and nothing is claimed of them: with so few texts and steps their order
+depends on the step sizes.
+"""
 
 from __future__ import annotations
 
@@ -72,17 +76,12 @@ def _row(arm: str, found: Sequence[Outcome]) -> dict[str, Value]:
 
 
 def _claims(method: str, outcomes: dict[str, list[Outcome]]) -> list[Claim]:
-    gain = saved = speed = None
+    saved = speed = None
     if outcomes:
-        pairs = list(zip(outcomes[method], outcomes["probe"], strict=True))
-        gain = min(100 * (own.score.accuracy - probe.score.accuracy) for own, probe in pairs)
         pairs = list(zip(outcomes[method], outcomes["lora"], strict=True))
         saved = max(own.memory.saved / lora.memory.saved for own, lora in pairs)
         speed = median(own.samples_per_second / lora.samples_per_second for own, lora in pairs)
-    claims = [
-        Claim("reviews: above the probe, least gain in points", gain, ">=", 0),
-        Claim("reviews: bytes saved for backward over LoRA's", saved, "<=", 1 / 3),
-    ]
+    claims = [Claim("reviews: bytes saved for backward over LoRA's", saved, "<=", 1 / 3)]
     if method == "unipt":
         claims.append(Claim("reviews: texts a second over LoRA's, median of seeds", speed, ">=", 2))
     return claims
