@@ -88,6 +88,24 @@ def encoder_folder(folder):
     return folder
 
 
+def t5_folder(folder):
+    """A T5 of a few words on disk, with a tokenizer that fills up with nothing of its own."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder.mkdir()
+    words = {word: number for number, word in enumerate(["<eos>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>", model_max_length=64
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"d_model": HIDDEN, "d_kv": 8, "d_ff": 32, "num_layers": LAYERS, "num_heads": 2}
+    config = transformers.T5Config(vocab_size=len(words), **sizes)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
 def reviews(path, rows=60):
     """Texts of different lengths that are good or bad."""
     generator = torch.Generator().manual_seed(0)

@@ -21,7 +21,7 @@ from pyext_plugins.side.trained import load
 from pyext_plugins.side.training import Settings
 
 from pyext.errors import UserError
-from tests.plugins.side_models import bert, encoder_folder, reviews, text
+from tests.plugins.side_models import bert, encoder_folder, reviews, t5_encoder, t5_folder, text
 
 RUN = (
     "import sys; from pathlib import Path; from pyext_plugins import session;"
@@ -100,6 +100,11 @@ def test_a_cache_of_something_else_is_refused(tmp_path):
         TapCache(folder, cache.model, [*batch, *batch])
     with pytest.raises(ValueError, match="backbone_dropout: hidden states differ from step"):
         TapCache(folder, SideModel(bert(), UniptConfig(backbone_dropout=True)), batch)
+    with pytest.raises(UserError, match="--cache: .* cannot be used: "):
+        TapCache(folder / "taps.json", cache.model, batch)
+    with pytest.raises(UserError, match="--cache: taps: the last block of this backbone needs"):
+        TapCache(tmp_path / "t5", SideModel(t5_encoder(), SherlConfig()), batch)
+    assert not (tmp_path / "t5").exists()
     (folder / "000000.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="--cache: .*000000.safetensors cannot be read"):
         cache[0]
@@ -120,6 +125,13 @@ def test_a_killed_training_goes_on_to_the_same_bytes(encoder, data, tmp_path):
     assert checkpoint.exists() and not (killed / WEIGHTS).exists()
     train("sherl", encoder, data, killed, epochs=12)
     assert (killed / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+def test_the_encoder_of_an_encoder_decoder_is_taken(data, tmp_path):
+    t5 = t5_folder(tmp_path / "t5")
+    (row,) = train("sherl", t5, data, tmp_path / "out", epochs=1)["rows"]
+    assert row["arm"] == "sherl"
+    assert load(tmp_path / "out", t5).predict(["bad"])[0] in ("bad", "good")
 
 
 def test_ctrl_c_ends_with_130(encoder, data, tmp_path, monkeypatch):
@@ -175,6 +187,7 @@ def test_bad_input_is_named_and_leaves_nothing(encoder, data, tmp_path):
     for model, more, message in (
         (tmp_path / "no", {}, "--model: expected a folder with a transformers model, got"),
         (empty, {}, "--model: .*empty cannot be loaded: "),
+        (encoder, {"max_length": 33}, "--max-length: expected at most 32 for this model, got 33"),
         (encoder, {"reduction": 0}, "--reduction: expected at least 1, got 0"),
         (encoder, {"epochs": 0}, "--epochs: expected 1 to 10000, got 0"),
         (encoder, {"holdout": 1.0}, "--holdout: expected 0.01 to 0.9, got 1.0"),
@@ -222,9 +235,9 @@ def test_a_split_keeps_the_shares_of_the_labels():
 
 def test_a_table_with_commas_lines_and_tabs(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_text('label,text\nx,"a, b\nc"\ny,"say ""hi"""\n')
+    path.write_text('label,text\nx,"a, b\nc"\ny,"say ""hi"""\nx,d\u2028e\n', encoding="utf-8")
     table = read_table(path, "text", "label")
-    assert table.texts == ["a, b\nc", 'say "hi"'] and table.names == ["x", "y"]
+    assert table.texts == ["a, b\nc", 'say "hi"', "d\u2028e"] and table.names == ["x", "y"]
     tabs = tmp_path / "t.tsv"
     tabs.write_text("\ufefflabel\ttext\nx\ta, b\ny\tc\n")
     assert read_table(tabs, "text", "label").texts == ["a, b", "c"]

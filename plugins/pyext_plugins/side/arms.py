@@ -5,6 +5,7 @@ The head is a linear map of the mean over the tokens that count.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -64,23 +65,36 @@ class Classifier(nn.Module):
 def load_encoder(path: Path) -> tuple[nn.Module, Any]:
     """The encoder in a local folder, in float32, and its tokenizer; nothing is fetched.
 
+    Of an encoder-decoder the encoder is taken.
+
     Raises:
         UserError: the folder holds none.
     """
     if not path.is_dir():
         raise UserError(f"--model: expected a folder with a transformers model, got {path}")
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        encoder = AutoModel.from_pretrained(path, local_files_only=True, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        kind: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        encoder = kind.from_pretrained(path, local_files_only=True, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--model: {path} cannot be loaded: {reason}") from error
+    if tokenizer.pad_token is None:  # any token does: those that fill up do not count
+        tokenizer.pad_token = tokenizer.eos_token
     return encoder, tokenizer
+
+
+def longest(encoder: nn.Module, tokenizer: Any) -> int:
+    """How many tokens of a text the encoder can read."""
+    places = getattr(cast(Any, encoder).config, "max_position_embeddings", None)
+    known = [tokenizer.model_max_length, *([] if places is None else [places])]
+    return int(min(known))
 
 
 def build(
@@ -118,4 +132,7 @@ def _lora(encoder: nn.Module) -> nn.Module:
     kind = cast(Any, encoder).config.model_type
     targets = None if kind in known else "all-linear"
     config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=targets)
-    return cast(nn.Module, get_peft_model(cast(Any, encoder), config))
+    with warnings.catch_warnings():
+        # peft asks transformers for something under its old name.
+        warnings.simplefilter("ignore", FutureWarning)
+        return cast(nn.Module, get_peft_model(cast(Any, encoder), config))

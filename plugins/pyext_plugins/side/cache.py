@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,7 +15,8 @@ from torch import Tensor
 from pyext.errors import UserError
 from pyext.files import whole_file
 from pyext_plugins.side.files import digest
-from pyext_plugins.side.model import SideModel
+from pyext_plugins.side.model import SideModel, last_block_alone
+from pyext_plugins.side.sherl import SherlSide
 from pyext_plugins.side.table import Batch
 
 INDEX = "taps.json"
@@ -33,7 +35,8 @@ class TapCache:
         batches: of texts.
 
     Raises:
-        UserError: the folder holds taps of something else.
+        UserError: the folder holds taps of something else, or cannot be made; or the last block,
+            which SHERL runs, cannot be run without the others.
         ValueError: the model's backbone is in training mode: its dropout is on.
     """
 
@@ -41,17 +44,27 @@ class TapCache:
         if model.side_config.backbone_dropout:
             raise ValueError("backbone_dropout: hidden states differ from step to step; keep none")
         self.folder, self.model, self.batches = folder, model, batches
-        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(model.side, SherlSide):
+            try:
+                with last_block_alone(model.layers):
+                    pass
+            except NotImplementedError as error:
+                raise UserError(f"--cache: {error}") from error
         identity = {
             "backbone": digest(model.backbone),
             "taps": list(model.taps),
             "batches": _digest(batches),
+            "versions": {name: version(name) for name in ("torch", "transformers")},
         }
         index = folder / INDEX
-        if not index.exists():
-            with whole_file(index) as path:
-                path.write_text(json.dumps(identity, indent=2) + "\n")
-        found = json.loads(index.read_text())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not index.exists():
+                with whole_file(index) as path:
+                    path.write_text(json.dumps(identity, indent=2) + "\n")
+            found = json.loads(index.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"--cache: {folder} cannot be used: {error}") from error
         for key, wanted in identity.items():
             if found.get(key) != wanted:
                 raise UserError(f"--cache: {folder} holds hidden states of other {key}; remove it")

@@ -174,7 +174,7 @@ class SideModel(Beside):
                     )
             else:
                 given = list(taps)
-                stack.enter_context(_last_block_alone(layers))
+                stack.enter_context(last_block_alone(layers))
 
                 def replace(hidden: Tensor) -> Tensor:
                     return cast(Tensor, self.side(given, given[-1]))
@@ -280,8 +280,12 @@ def _token_mask(inputs: dict[str, Any], tap: Tensor) -> Tensor | None:
 
 
 @contextmanager
-def _last_block_alone(layers: nn.ModuleList) -> Iterator[None]:
-    """While open, a backbone runs its last block on whatever the first would have received."""
+def last_block_alone(layers: nn.ModuleList) -> Iterator[None]:
+    """While open, a backbone runs its last block on whatever the first would have received.
+
+    Raises:
+        NotImplementedError: the last block needs more than that.
+    """
     if any("relative_attention_bias" in name for name, _ in layers[0].named_parameters()):
         raise NotImplementedError(
             "taps: the last block of this backbone needs what the first computes; run it whole"

@@ -13,10 +13,11 @@ from typing import Any, cast
 import torch
 
 from pyext import environment
+from pyext.errors import UserError
 from pyext.report import Report, Value
 from pyext_plugins.progress import progress_bar
 from pyext_plugins.session import go_on
-from pyext_plugins.side.arms import LORA_RANK, Classifier, build, load_encoder
+from pyext_plugins.side.arms import LORA_RANK, Classifier, build, load_encoder, longest
 from pyext_plugins.side.cache import TapCache
 from pyext_plugins.side.config import SideConfig
 from pyext_plugins.side.files import digest, save_adapter, side_model
@@ -64,13 +65,18 @@ class Study:
         settings: how each arm is trained.
 
     Raises:
-        UserError: the folder holds no encoder, or a label has too few rows.
+        UserError: the folder holds no encoder, it reads shorter texts, or a label has too few rows.
     """
 
     def __init__(self, path: Path, table: Table, config: SideConfig, settings: Settings) -> None:
         self.path, self.table, self.config, self.settings = path, table, config, settings
         train, test = split(table.labels, settings.holdout, settings.seed)
         encoder, tokenizer = load_encoder(path)
+        most = longest(encoder, tokenizer)
+        if settings.max_length > most:
+            raise UserError(
+                f"--max-length: expected at most {most} for this model, got {settings.max_length}"
+            )
         self._encoder_digest = digest(encoder)
         self.train = self._batches(tokenizer, train, settings.seed)
         self.test = self._batches(tokenizer, test, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ def read_table(path: Path, text_column: str, label_column: str) -> Table:
     """
     try:
         content = path.read_bytes()
-        lines = content.decode("utf-8-sig").splitlines(keepends=True)
+        lines = io.StringIO(content.decode("utf-8-sig"), newline="")
     except OSError as error:
         raise UserError(f"--data: {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
