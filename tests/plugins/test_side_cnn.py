@@ -64,6 +64,16 @@ def test_in_evaluation_a_picture_is_on_its_own():
         torch.testing.assert_close(whole[:1], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_from_maps_of_before_it_is_the_same():
+    model = make(UniptConfig()).eval()
+    whole, again = model(pictures()), model(maps=model.maps(pictures()))
+    assert torch.equal(whole.last_hidden_state, again.last_hidden_state)
+    with pytest.raises(ValueError, match="pixel_values: expected pictures, got none"):
+        model()
+    with pytest.raises(ValueError, match="maps: expected None with a late block"):
+        make(SherlConfig())(pictures(), maps=model.maps(pictures()))
+
+
 def test_batch_norm_is_torch_s():
     h = torch.randn(3, 2, 5, 4)
     ours, theirs = TapsBatchNorm(2, 4), [torch.nn.BatchNorm1d(4) for _ in range(2)]

@@ -72,30 +72,50 @@ class StageModel(Beside):
             self.backbone(pictures, **more)
         return [found[name] for name in self.stages]
 
-    def forward(self, pixel_values: Tensor, **more: Any) -> Any:
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        maps: Sequence[Tensor] | None = None,
+        **more: Any,
+    ) -> Any:
         """What the backbone returns, adapted.
 
         With UniPT ``last_hidden_state`` [B, C, h, w] of the side network, and ``pooler_output``
         [B, C, 1, 1], its mean; with SHERL the backbone's own output, its late block run on the
         adapted map.
 
+        Args:
+            pixel_values: pictures [B, 3, H, W].
+            maps: what `maps` gave for them before; UniPT alone can start from there.
+
         Raises:
-            ValueError: a grid is no multiple of the last one.
+            ValueError: neither is given, or maps where pictures are needed; or a grid is no
+                multiple of the last one.
         """
         if self.late is None:
             from transformers.modeling_outputs import BaseModelOutputWithPoolingAndNoAttention
 
-            maps = self.maps(pixel_values, **more)
+            if maps is None:
+                maps = self.maps(self._pictures(pixel_values), **more)
             grid = maps[-1].shape[2:]
             y = self.side(maps).transpose(1, 2).unflatten(2, grid)
             return BaseModelOutputWithPoolingAndNoAttention(
                 last_hidden_state=y, pooler_output=y.mean((2, 3), keepdim=True)
             )
+        if maps is not None:
+            raise ValueError("maps: expected None with a late block, which needs the backbone run")
+        pictures = self._pictures(pixel_values)
         late = self.backbone.get_submodule(self.late)
         with self._collected() as found:
             adapt = replace_input(late, lambda _: self.side([found[name] for name in self.stages]))
             with adapt:
-                return self.backbone(pixel_values, **more)
+                return self.backbone(pictures, **more)
+
+    @staticmethod
+    def _pictures(pixel_values: Tensor | None) -> Tensor:
+        if pixel_values is None:
+            raise ValueError("pixel_values: expected pictures, got none")
+        return pixel_values
 
     @contextmanager
     def _collected(self) -> Iterator[dict[str, Tensor]]:

@@ -2,7 +2,8 @@
 
 Shown: how much is kept for the backward pass, and that reading all hidden states beats reading the
 last. Not shown, since a study of this size cannot: that one side network is better than another.
-Where the data is at hand, the same on film reviews with a pre-trained MiniLM.
+Where the data is at hand, memory and speed on film reviews with a pre-trained MiniLM, and memory on
+photos with a pre-trained EfficientNet-Lite0.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from pyext import environment
 from pyext.report import Claim, Report, Value
 from pyext.show import show_rows
-from pyext_plugins.side import digits, reviews
+from pyext_plugins.side import digits, photos, reviews
 from pyext_plugins.side.chart import save_chart
 from pyext_plugins.side.digits import ARMS, LAST_ONLY, ROTATIONS
 from pyext_plugins.side.memory import SAVED
@@ -37,8 +38,8 @@ MIND = [
     "size does not settle it.",
     "Nor is it claimed that SHERL's redundancy term raises accuracy: what it does is shown by the "
     "claims on repeated taps.",
-    "Of accuracy on the reviews nothing is claimed: with so few texts and steps the order of the "
-    "arms depends on their step sizes.",
+    "Of accuracy on reviews and photos nothing is claimed: with so few of them and of steps the "
+    "order of the arms depends on their step sizes.",
     "All arms take the same number of steps; full fine-tuning would gain from more of them.",
 ]
 
@@ -132,8 +133,10 @@ def _report(method: str, output: Path, study: Study, claims: list[Claim]) -> Rep
         "parameters of frozen backbones with a gradient", study.frozen_gradients, "<=", 0
     )
     review_rows, review_claims = reviews.compare(method)
-    if review_rows:
-        show_rows(review_rows, title=reviews.TITLE)
+    photo_rows, photo_claims = photos.compare() if method == "unipt" else ([], [])
+    for rows, title in ((review_rows, reviews.TITLE), (photo_rows, photos.TITLE)):
+        if rows:
+            show_rows(rows, title=title)
     for sentence in MIND:
         print(f"mind: {sentence}")
     chart = output / "chart.png"
@@ -141,13 +144,14 @@ def _report(method: str, output: Path, study: Study, claims: list[Claim]) -> Rep
     return Report(
         title=f"{METHODS[method]}: a ViT of digits learns to tell rotations, {SEEDS} seeds",
         rows=[_row(arm, study) for arm in ARMS],
-        claims=[*claims, *memory, frozen, *review_claims],
+        claims=[*claims, *memory, frozen, *review_claims, *photo_claims],
         pictures={"accuracy and bytes saved for backward of all arms": chart},
         facts={
             "mind": MIND,
             "memory": f"of a step of {digits.MEASURED_BATCH} pictures; {SAVED}",
             "accuracies by seed (%)": study.accuracies,
             "reviews": review_rows,
+            "photos": photo_rows,
             "environment": environment.describe(),
         },
     )
