@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -113,7 +112,6 @@ class Study:
         return training
 
     def _training(self, arm: str, cache: Path | None) -> Training:
-        gc.collect()  # what the arm before took
         encoder, _ = load_encoder(self.path)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         own = arm == self.config.method
