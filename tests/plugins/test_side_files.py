@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from pyext_plugins.side.author_keys import from_authors
+from pyext_plugins.side.cnn_sides import SherlStages, UniptStages
 from pyext_plugins.side.config import LadderConfig, SherlConfig, UniptConfig
 from pyext_plugins.side.files import load_adapter, save_adapter
 from pyext_plugins.side.model import SideModel, attach
@@ -82,7 +83,7 @@ def rename(state, names):
                 break
         else:
             for k, row in enumerate(tensor):  # the norms' weights, stacked here
-                field = name.removeprefix("norm_")
+                field = name.removeprefix("norm")[1:]
                 theirs[names[0][1].replace(r"\1", str(k)).replace("0.\\2", f"1.{field}")] = row
     return theirs
 
@@ -110,6 +111,22 @@ GATED_NAMES = [
 ]
 
 
+UNIPT_STAGE_NAMES = [
+    *UNIPT_NAMES[:2],
+    (r"query\.(\d+)\.(\w+)", r"identity_layers.\1.0.\2"),
+    (r"proj\.(\w+)", r"projection_layer.0.\1"),
+    (r"proj_norm\.(\w+)", r"projection_layer.1.\1"),
+    UNIPT_NAMES[-1],
+]
+SHERL_STAGE_NAMES = [
+    (r"down\.(\d+)\.(\w+)", r"hor_block.\1.conv.0.\2"),
+    (r"gate\.(\w+)", r"guide_block.fc_attn.\1"),
+    (r"up\.(\w+)", r"conv_out.0.\1"),
+    (r"up_norm\.(\w+)", r"conv_out.1.\1"),
+    (r"gamma", r"gate_params"),
+]
+
+
 @pytest.mark.parametrize(
     ("side", "method", "names"),
     [
@@ -117,13 +134,18 @@ GATED_NAMES = [
         (UniptSide([6] * 3, 4, 6, "joint_vl"), "unipt", UNIPT_NAMES),
         (SherlSide([6] * 3, 4, 6), "sherl", SHERL_NAMES),
         (SherlSide([6] * 3, 4, 6, gated=True), "sherl", GATED_NAMES),
+        (UniptStages([3, 5, 6], 4, 6), "unipt", UNIPT_STAGE_NAMES),
+        (SherlStages([3, 5, 6], 4), "sherl", SHERL_STAGE_NAMES),
     ],
-    ids=["unipt", "unipt-mlp", "sherl", "sherl-gated"],
+    ids=["unipt", "unipt-mlp", "sherl", "sherl-gated", "unipt-stages", "sherl-stages"],
 )
 def test_the_authors_names_are_understood(side, method, names):
     for parameter in side.parameters():
         torch.nn.init.normal_(parameter)
     state = side.state_dict()
+    for name, tensor in state.items():
+        if name.startswith("norm.running"):
+            tensor.normal_()
     theirs = {f"module.side.{name}": tensor for name, tensor in rename(state, names).items()}
     theirs["module.other"] = torch.zeros(1)
     found = from_authors(method, theirs, prefix="module.side.")

@@ -1,4 +1,4 @@
-"""Weights under the names of the authors' code, given those of `UniptSide` and `SherlSide`.
+"""Weights under the names of the authors' code, given those of our side networks.
 
 Names are those that the code of UniPT (commit 3fa457d) and SHERL (36b4496) gives the modules: a
 checkpoint of theirs has them behind the prefix of whatever module holds the side network.
@@ -18,6 +18,8 @@ _UNIPT_DOWN = (
     (re.compile(r"side_downsamples_l\.(\d+)\.(.+)"), 1),
     (re.compile(r"side_first_downsample_l()\.(.+)"), 0),
 )
+_UNIPT_QUERY = re.compile(r"identity_layers\.(\d+)\.(.+)")
+_NORM_FIELDS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _UNIPT_REST = {
     "projection_layer": "proj",
     "side_projection_l": "proj",
@@ -27,7 +29,12 @@ _UNIPT_REST = {
     "side_gate_layer_l": "gate",
 }
 _SHERL_DOWN = re.compile(r"hor_block\.(\d+)\.(.+)")
-_SHERL_REST = {"fc_out": "up", "fc_attn": "gate", "guide_block.fc_attn": "gate"}
+_SHERL_REST = {
+    "fc_out": "up",
+    "conv_out": "up",
+    "fc_attn": "gate",
+    "guide_block.fc_attn": "gate",
+}
 
 
 def from_authors(method: str, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
@@ -36,7 +43,8 @@ def from_authors(method: str, state: Mapping[str, Tensor], prefix: str = "") -> 
     Args:
         method: "unipt" or "sherl".
         state: their tensors by name; those without ``prefix`` are left out. Convolutions of 1 x 1
-            become matrices.
+            become matrices: the result is for `UniptStages` or `SherlStages` then, else for
+            `UniptSide` or `SherlSide`.
         prefix: of the module that holds the side network, with its dot.
 
     Raises:
@@ -60,11 +68,12 @@ def from_authors(method: str, state: Mapping[str, Tensor], prefix: str = "") -> 
         elif kind == "gate":
             result |= {f"gate.{key.rpartition('.')[2]}": t for key, t in tensors.items()}
         else:
-            _take_tail(kind, tensors, result)
-    for field in ("weight", "bias"):
+            _take_tail(part, tensors, result)
+    for field in _NORM_FIELDS[:4]:
         rows = [norms[k][field] for k in sorted(norms) if field in norms[k]]
         if rows:
-            result[f"norm_{field}"] = torch.stack(rows)
+            batch = "running_mean" in norms[0]
+            result[f"norm.{field}" if batch else f"norm_{field}"] = torch.stack(rows)
     return result
 
 
@@ -72,6 +81,8 @@ def _unipt_part(name: str) -> tuple[str, str]:
     for pattern, first in _UNIPT_DOWN:
         if found := pattern.fullmatch(name):
             return f"down.{int(found[1] or 0) + first}", found[2]
+    if found := _UNIPT_QUERY.fullmatch(name):
+        return f"query.{found[1]}", found[2]
     return _rest(name, _UNIPT_REST)
 
 
@@ -88,38 +99,39 @@ def _rest(name: str, known: Mapping[str, str]) -> tuple[str, str]:
     raise ValueError(f"state: {name!r} is not a name of the authors' side network")
 
 
-def _modules(tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of each module of a part, in the order of their numbers."""
+def _modules(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The tensors of each module of a part, in the order of the modules' numbers."""
     names = {key.rpartition(".")[0] for key in tensors}
     ordered = sorted(names, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
     dotted = [f"{name}." if name else "" for name in ordered]
-    return [(tensors[f"{name}weight"], tensors.get(f"{name}bias")) for name in dotted]
+    return [
+        {field: tensors[name + field] for field in _NORM_FIELDS if name + field in tensors}
+        for name in dotted
+    ]
 
 
-def _put(name: str, weight: Tensor, bias: Tensor | None, result: dict[str, Tensor]) -> None:
-    result[f"{name}.weight"] = weight
-    if bias is not None:
-        result[f"{name}.bias"] = bias
+def _put(name: str, module: Mapping[str, Tensor], result: dict[str, Tensor]) -> None:
+    result |= {f"{name}.{field}": tensor for field, tensor in module.items()}
 
 
 def _take_down(
     k: int, tensors: Mapping[str, Tensor], result: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """A tap's matrices; its norm's weight and bias are returned, to be stacked."""
+    """A tap's matrices; the tensors of its norm are returned, to be stacked."""
     modules = _modules(tensors)
-    matrices = [(weight, bias) for weight, bias in modules if weight.dim() == 2]
-    for name, (weight, bias) in zip(("down", "value", "open"), matrices, strict=False):
-        _put(f"{name}.{k}", weight, bias, result)
-    norm = [(weight, bias) for weight, bias in modules if weight.dim() == 1]
-    return {"weight": norm[0][0], "bias": norm[0][1]} if norm and norm[0][1] is not None else {}
+    matrices = [module for module in modules if module["weight"].dim() == 2]
+    for name, module in zip(("down", "value", "open"), matrices, strict=False):
+        _put(f"{name}.{k}", module, result)
+    return next((module for module in modules if module["weight"].dim() == 1), {})
 
 
 def _take_tail(name: str, tensors: Mapping[str, Tensor], result: dict[str, Tensor]) -> None:
-    """Proj or Up: matrices, then at most one norm."""
+    """Proj, Up or a query: matrices, then at most one norm."""
     modules = _modules(tensors)
-    matrices = [module for module in modules if module[0].dim() == 2]
-    for number, (weight, bias) in enumerate(matrices):
-        _put(f"{name}.{number}" if name == "proj" else name, weight, bias, result)
-    for weight, bias in modules:
-        if weight.dim() == 1:
-            _put(f"{name}_norm", weight, bias, result)
+    norms = [module for module in modules if module["weight"].dim() == 1]
+    stages = any("running_mean" in module for module in norms)
+    matrices = [module for module in modules if module["weight"].dim() == 2]
+    for number, module in enumerate(matrices):
+        _put(f"{name}.{number}" if name == "proj" and not stages else name, module, result)
+    for module in norms:
+        _put(f"{name}_norm", module, result)
