@@ -13,9 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar(
-    label: str, total: int, done: int = 0, psnr: float | None = None
+    label: str,
+    total: int,
+    done: int = 0,
+    figure: float | None = None,
+    form: str = "PSNR {:.2f} dB",
 ) -> Iterator[Callable[[int, float | None], None]]:
-    """A bar on stderr; gives the function that moves it to a step and shows a PSNR, if any."""
+    """A bar on stderr; gives the function that moves it to a step and shows a figure, if any."""
+
+    def text(figure: float | None) -> str:
+        return "" if figure is None else form.format(figure)
+
     columns = (
         TextColumn(label),
         BarColumn(),
@@ -24,16 +32,12 @@ def progress_bar(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total, completed=done, shown=_show(psnr))
+        task = bar.add_task("", total=total, completed=done, shown=text(figure))
 
-        def move(done: int, psnr: float | None = None) -> None:
-            bar.update(task, completed=done, shown=_show(psnr))
+        def move(done: int, figure: float | None = None) -> None:
+            bar.update(task, completed=done, shown=text(figure))
 
         yield move
-
-
-def _show(psnr: float | None) -> str:
-    return "" if psnr is None else f"PSNR {psnr:.2f} dB"
 
 
 @contextmanager

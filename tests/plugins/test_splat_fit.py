@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyext_plugins import checkpoint
 from pyext_plugins.picture import MAX_ROW, MAX_SIDE, load_picture, psnr, save_row
-from pyext_plugins.splat_fit import checkpoint
 from pyext_plugins.splat_fit import demo as demo_module
 from pyext_plugins.splat_fit.fitting import Fit, Settings, run
 from pyext_plugins.splat_fit.outputs import write_outputs

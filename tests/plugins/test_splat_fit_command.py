@@ -161,7 +161,7 @@ def test_a_full_disk_is_one_line(fit, image, tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pyext_plugins.splat_fit.checkpoint.save", fail)
+    monkeypatch.setattr("pyext_plugins.checkpoint.save", fail)
     done = fit(image, "-o", tmp_path / "out", "--gaussians", 5, "--steps", 1)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (

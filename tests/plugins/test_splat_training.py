@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pyext_plugins.splat_fit import checkpoint
+from pyext_plugins import checkpoint
 from pyext_plugins.splat_fit.cameras import Camera, intrinsics, look_at
 from pyext_plugins.splat_fit.cloud import neighbour_distance, seen_cube, start
 from pyext_plugins.splat_fit.dataset import Options, load_dataset

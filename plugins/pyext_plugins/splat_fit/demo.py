@@ -25,7 +25,7 @@ def demo(output: Path) -> Report:
     """
     photograph = Path(str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
     fit = Fit(load_picture(photograph), Settings())
-    with progress_bar("fitting", fit.settings.steps, psnr=fit.psnr()) as show:
+    with progress_bar("fitting", fit.settings.steps, figure=fit.psnr()) as show:
         run(fit, lambda psnr: show(fit.step, psnr))
     report = write_outputs(fit, output)
     with torch.no_grad():

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pyext.errors import UserError
 from pyext_plugins.picture import psnr, to_bytes
+from pyext_plugins.session import run as run
 from pyext_plugins.splat_fit.scene import Camera, Parameters, render, start
 
 # Adam's step sizes: pixels for the means, the parameters' own units otherwise.
@@ -144,30 +143,3 @@ class Fit:
             else:
                 name, _, field = rest.partition(".")
                 self.optimizer.state[self.parameters[name]][field] = value
-
-
-class Steps(Protocol):
-    """Work in steps, each of which tells a PSNR in dB."""
-
-    @property
-    def done(self) -> bool:
-        """Whether all steps are taken."""
-
-    def advance(self) -> float:
-        """Take one."""
-
-
-def run(
-    work: Steps,
-    on_step: Callable[[float], None] = lambda psnr: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Advance until the work is done or somebody wants it to stop.
-
-    Args:
-        work: is changed.
-        on_step: called with the PSNR after every step.
-        should_stop: asked before every step.
-    """
-    while not work.done and not should_stop():
-        on_step(work.advance())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pyext_plugins.picture import load_picture
-from pyext_plugins.splat_fit.commands.session import carry_out
+from pyext_plugins.session import carry_out
 from pyext_plugins.splat_fit.fitting import Fit, Settings
 from pyext_plugins.splat_fit.outputs import OUTPUT_NAMES, write_outputs
 

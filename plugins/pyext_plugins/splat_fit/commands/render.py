@@ -16,8 +16,8 @@ from pyext.errors import UserError
 from pyext.files import whole_file
 from pyext_plugins.picture import to_bytes
 from pyext_plugins.progress import progress_bar
+from pyext_plugins.session import one_line_if_unwritable
 from pyext_plugins.splat_fit import cameras
-from pyext_plugins.splat_fit.commands.session import one_line_if_unwritable
 from pyext_plugins.splat_fit.dataset import BACKGROUNDS
 from pyext_plugins.splat_fit.viewpoint import bounds, default_eye, turntable
 

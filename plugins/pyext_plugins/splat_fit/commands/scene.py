@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pyext_plugins.session import carry_out
 from pyext_plugins.splat_fit import densify
-from pyext_plugins.splat_fit.commands.session import carry_out
 from pyext_plugins.splat_fit.dataset import BACKGROUNDS, Options, load_dataset
 from pyext_plugins.splat_fit.training import Training, TrainingSettings
 from pyext_plugins.splat_fit.training_outputs import OUTPUT_NAMES, write_outputs, write_views

@@ -1,4 +1,4 @@
-"""What the long commands share: checkpoints, Ctrl-C, and folders that are not theirs."""
+"""What long commands share: steps, checkpoints, Ctrl-C, and folders that are not theirs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,45 @@ from pyext.errors import UserError
 from pyext.files import make_output_folder
 from pyext.report import Report
 from pyext.show import show_rows
+from pyext_plugins import checkpoint
 from pyext_plugins.progress import interruptible, progress_bar
-from pyext_plugins.splat_fit import checkpoint
-from pyext_plugins.splat_fit.fitting import Steps, run
 
 CHECKPOINT_SECONDS = 5.0  # between checkpoints: what a kill costs at most
+SAVING_SHARE = 0.1  # of the time, at most, for large checkpoints
 INTERRUPTED = 130  # the exit code of a program ended by Ctrl-C
 REPORT = "report.json"
+PSNR = "PSNR {:.2f} dB"
+
+
+class Steps(Protocol):
+    """Work in steps, each of which tells a figure: how well it goes."""
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are taken."""
+
+    def advance(self) -> float:
+        """Take one."""
 
 
 class Work(checkpoint.Resumable, Steps, Protocol):
     """Work in steps that can be put down and taken up again."""
+
+
+def run(
+    work: Steps,
+    on_step: Callable[[float], None] = lambda figure: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Advance until the work is done or somebody wants it to stop.
+
+    Args:
+        work: is changed.
+        on_step: called with the figure after every step.
+        should_stop: asked before every step.
+    """
+    while not work.done and not should_stop():
+        on_step(work.advance())
 
 
 def carry_out(
@@ -40,7 +68,7 @@ def carry_out(
     """Go on from the folder's checkpoint if there is one, to the end or until Ctrl-C.
 
     Args:
-        work: is changed.
+        work: is changed; its figure is a PSNR in dB.
         steps: of the whole work.
         folder: for checkpoint and results.
         names: of the results besides report.json; without a checkpoint, files of these names are
@@ -53,20 +81,44 @@ def carry_out(
         typer.Exit: with code 130, after Ctrl-C.
     """
     make_output_folder(folder)
-    _refuse_files_of_others(folder, names)
+    refuse_files_of_others(folder, names)
     with interruptible() as stopped, one_line_if_unwritable(folder):
-        if checkpoint.resume(work, folder):
-            print(f"resuming at step {work.step} of {steps}", file=sys.stderr)
-        with progress_bar("fitting", steps, work.step) as show:
-            run(work, _saving_now_and_then(work, folder, show, preview), stopped)
-        checkpoint.save(work, folder)
+        go_on(work, steps, folder, stopped, preview=preview)
         report = write_outputs()
         report.save(folder / REPORT)
     show_rows(report.rows, title=report.title)
     print(f"{folder}: PSNR {report.facts['psnr']:.2f} dB after {work.step} steps")
     if not work.done:
-        print(f"interrupted at step {work.step}; the same command goes on", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
+        exit_interrupted(work.step)
+
+
+def go_on(
+    work: Work,
+    steps: int,
+    folder: Path,
+    stopped: Callable[[], bool],
+    label: str = "fitting",
+    form: str = PSNR,
+    preview: Callable[[], None] = lambda: None,
+) -> None:
+    """Take the work from the folder's checkpoint, if any, to its end or until ``stopped``.
+
+    Args:
+        work, steps, folder, preview: as in `carry_out`.
+        label: before the progress bar.
+        form: how the work's figure is shown beside it.
+    """
+    if checkpoint.resume(work, folder):
+        print(f"resuming at step {work.step} of {steps}", file=sys.stderr)
+    with progress_bar(label, steps, work.step, form=form) as show:
+        run(work, _saving_now_and_then(work, folder, show, preview), stopped)
+    checkpoint.save(work, folder)
+
+
+def exit_interrupted(step: int) -> None:
+    """Say how to go on, and end the program as Ctrl-C does."""
+    print(f"interrupted at step {step}; the same command goes on", file=sys.stderr)
+    raise typer.Exit(INTERRUPTED)
 
 
 def _saving_now_and_then(
@@ -76,21 +128,27 @@ def _saving_now_and_then(
     preview: Callable[[], None],
 ) -> Callable[[float], None]:
     """What to do after a step: show it, and write a checkpoint every few seconds."""
-    saved = time.monotonic()
+    next_save = time.monotonic() + CHECKPOINT_SECONDS
 
-    def after_step(psnr: float) -> None:
-        nonlocal saved
-        show(work.step, psnr)
-        if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+    def after_step(figure: float) -> None:
+        nonlocal next_save
+        show(work.step, figure)
+        began = time.monotonic()
+        if began >= next_save:
             checkpoint.save(work, folder)
             preview()
-            saved = time.monotonic()
+            took = time.monotonic() - began
+            next_save = time.monotonic() + max(CHECKPOINT_SECONDS, took / SAVING_SHARE)
 
     return after_step
 
 
-def _refuse_files_of_others(folder: Path, names: Sequence[str]) -> None:
-    """Without a checkpoint of a fit, files that bear the names of its results are the user's."""
+def refuse_files_of_others(folder: Path, names: Sequence[str]) -> None:
+    """Without a checkpoint, files that bear the names of results are the user's.
+
+    Raises:
+        UserError: there is one.
+    """
     if (folder / checkpoint.NAME).exists():
         return
     taken = [name for name in (*names, REPORT) if (folder / name).exists()]
