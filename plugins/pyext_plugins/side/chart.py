@@ -22,8 +22,8 @@ def save_chart(path: Path, arms: Mapping[str, tuple[float, Sequence[float]]]) ->
     for name, (size, found) in arms.items():
         middle = mean(found)
         spread = [[middle - min(found)], [max(found) - middle]]
-        axes.errorbar([size], [middle], yerr=spread, fmt="o", capsize=3)
-        axes.annotate(name, (size, middle), xytext=(6, 4), textcoords="offset points")
+        axes.errorbar([size], [middle], yerr=spread, fmt="o", capsize=3, label=name)
+    axes.legend(loc="upper left")
     axes.set_xscale("log")
     axes.set_xlabel("saved for backward (MiB, logarithmic)")
     axes.set_ylabel("accuracy (%), mean and range over seeds")
