@@ -127,8 +127,10 @@ std::tuple<Tensor, Tensor> side_project_gated(at::TensorList x, at::TensorList w
   return {f, hid};
 }
 
-Tensor side_gated_features(const Tensor& hid_, at::TensorList w2, at::TensorList b2,
-                           at::TensorList w3, at::TensorList b3) {
+// f again, and its two products [K, B N, d] for the backward.
+std::tuple<Tensor, Tensor, Tensor> side_gated_features(const Tensor& hid_, at::TensorList w2,
+                                                       at::TensorList b2, at::TensorList w3,
+                                                       at::TensorList b3) {
   check_shape(hid_, "hid", {-1, -1, -1, -1});
   const int64_t K = hid_.size(1), d = hid_.size(3), R = hid_.size(0) * hid_.size(2);
   const GateMatrices inner(hid_, K, d, w2, b2, w3, b3);
@@ -136,22 +138,22 @@ Tensor side_gated_features(const Tensor& hid_, at::TensorList w2, at::TensorList
   const Tensor f = empty_gradient(hid);
   const Blocks blocks(hid, R);
   const auto products = hid.options().dtype(product_type(hid));
+  const Tensor values = empty({K, R, d}, products), gates = empty({K, R, d}, products);
   Scratch scratch(hid);
   dispatch(hid, "hid", [&](auto zero) {
     using S = decltype(zero);
     const Context context = context_for(hid, scratch);
-    const std::array<BlockBuffers, 3> buffers{BlockBuffers(blocks, d, products),
-                                              BlockBuffers(blocks, d, products),
-                                              BlockBuffers(blocks, d, products)};
+    const BlockBuffers copies(blocks, d, products);
     run_products(hid, K * blocks.count, [&](int64_t index, int worker) {
       const int64_t k = index % K, block = index / K, rows = blocks.size(block);
-      const Tensor hidden = buffers[0].get(worker, rows, d);
-      Tensor value = buffers[1].get(worker, rows, d), gate = buffers[2].get(worker, rows, d);
+      const Tensor hidden = copies.get(worker, rows, d);
+      Tensor value = values[k].narrow(0, blocks.first(block), rows);
+      Tensor gate = gates[k].narrow(0, blocks.first(block), rows);
       copy_hidden<S>(hidden, hid, k, blocks.first(block), context);
       inner.finish<S>(k, blocks, block, hidden, value, gate, f, context);
     });
   });
-  return f;
+  return {f, values, gates};
 }
 
 // The gradients of one call, for some taps at a time: as many as fit into the buffers.
@@ -159,6 +161,7 @@ class GatedBackward {
  public:
   std::vector<Tensor> g_x, g_w1, g_w2, g_w3;  // matrices in the type of products
   Tensor g_b;                                 // [3, K, d] sums: of b1, b2 and b3
+  Tensor values, gates;                       // products [K, R, d], or undefined
 
   GatedBackward(const GatedTaps& p, const c10::List<bool>& need_x) : p_(p) {
     const Taps& t = p.taps;
@@ -203,7 +206,8 @@ class GatedBackward {
   void rows(const Tensor& hid, const Tensor& g_f, int64_t first, int64_t count,
             const Context& context) {
     const Taps& t = p_.taps;
-    const BlockBuffers values(p_.blocks, t.d, p_.products()), gates(p_.blocks, t.d, p_.products());
+    const BlockBuffers buffers(p_.blocks, t.d, p_.products());
+    const BlockBuffers more_buffers(p_.blocks, values.defined() ? 0 : t.d, p_.products());
     const BlockBuffers g_rows(p_.blocks, p_.copies() ? t.widest() : 0, p_.products());
     const ColumnSums sums(p_.blocks, 3 * count, t.d, t.like());
     run_products(t.like(), count * p_.blocks.count, [&](int64_t index, int worker) {
@@ -212,18 +216,24 @@ class GatedBackward {
       const auto block_of = [&](const Tensor& buffer) { return buffer[i].narrow(0, row, size); };
       const Tensor hidden = block_of(hidden_), g_u = block_of(g_u_);
       const Tensor g_value = block_of(g_value_), g_gate = block_of(g_gate_);
-      Tensor value = values.get(worker, size, t.d), gate = gates.get(worker, size, t.d);
+      Tensor through = buffers.get(worker, size, t.d), value = through, gate;
       const Kernels<S>& kernels = kernels_for<S>(t.like());
       copy_hidden<S>(hidden, hid, k, row, context);
-      p_.inner.multiply(k, hidden, value, gate);
+      if (values.defined()) {
+        value = values[k].narrow(0, row, size);
+        gate = gates[k].narrow(0, row, size);
+      } else {
+        gate = more_buffers.get(worker, size, t.d);
+        p_.inner.multiply(k, hidden, value, gate);
+      }
       kernels.gated_backward(
           {p_.inner.args<S>(k, p_.blocks, block, hidden, value, gate), rows_in(g_f),
            tap_in<S>(g_f, k), pointer<Product<S>>(g_value), pointer<Product<S>>(g_gate)},
           context);
-      at::mm_out(value, g_value, p_.inner.w2[size_t(k)]);
-      at::addmm_out(value, value, g_gate, p_.inner.w3[size_t(k)]);
+      at::mm_out(through, g_value, p_.inner.w2[size_t(k)]);
+      at::addmm_out(through, through, g_gate, p_.inner.w3[size_t(k)]);
       kernels.gated_join({hidden.numel(), pointer<Product<S>>(hidden), pointer<Product<S>>(g_value),
-                          pointer<Product<S>>(value), pointer<Product<S>>(g_u)},
+                          pointer<Product<S>>(through), pointer<Product<S>>(g_u)},
                          context);
       sums.add<Product<S>>(i, block, g_u, {}, context);
       sums.add<Product<S>>(count + i, block, g_value, {}, context);
@@ -255,14 +265,23 @@ using Lists = std::vector<Tensor>;
 
 std::tuple<Lists, Lists, Lists, Lists, Lists, Lists, Lists> side_project_gated_backward(
     at::TensorList x, at::TensorList w1, at::TensorList b1, at::TensorList w2, at::TensorList b2,
-    at::TensorList w3, at::TensorList b3, const Tensor& hid, const Tensor& g_f,
-    c10::List<bool> need_x) {
+    at::TensorList w3, at::TensorList b3, const Tensor& hid, const OptionalTensor& values,
+    const OptionalTensor& gates, const Tensor& g_f, c10::List<bool> need_x) {
   const GatedTaps p(x, w1, b1, w2, b2, w3, b3);
   const Taps& t = p.taps;
   TORCH_CHECK_VALUE(int64_t(need_x.size()) == t.K, "need_x: expected ", t.K, " values, got ",
                     need_x.size());
   const Tensor hidden = t.as_h(hid, "hid"), upstream = t.as_h(g_f, "g_f");
   GatedBackward b(p, need_x);
+  TORCH_CHECK_VALUE(values.has_value() == gates.has_value(), "values: expected gates beside it");
+  if (values) {
+    check_dtype(*values, "values", product_type(t.like()));
+    check_dtype(*gates, "gates", product_type(t.like()));
+    check_shape(*values, "values", {t.K, t.R, t.d});
+    check_shape(*gates, "gates", {t.K, t.R, t.d});
+    b.values = values->detach().contiguous();
+    b.gates = gates->detach().contiguous();
+  }
   Scratch scratch(t.like());
   dispatch(t.like(), "x", [&](auto zero) {
     b.run<decltype(zero)>(hidden, upstream, context_for(t.like(), scratch));
@@ -286,10 +305,11 @@ void define(torch::Library& m) {
       "Tensor[] w3, Tensor[] b3, str layout) -> (Tensor f, Tensor hid)");
   m.def(
       "side_gated_features(Tensor hid, Tensor[] w2, Tensor[] b2, Tensor[] w3, Tensor[] b3) "
-      "-> Tensor f");
+      "-> (Tensor f, Tensor values, Tensor gates)");
   m.def(
       "side_project_gated_backward(Tensor[] x, Tensor[] w1, Tensor[] b1, Tensor[] w2, "
-      "Tensor[] b2, Tensor[] w3, Tensor[] b3, Tensor hid, Tensor g_f, bool[] need_x) "
+      "Tensor[] b2, Tensor[] w3, Tensor[] b3, Tensor hid, Tensor? values, Tensor? gates, Tensor "
+      "g_f, bool[] need_x) "
       "-> (Tensor[] g_x, Tensor[] g_w1, Tensor[] g_b1, Tensor[] g_w2, Tensor[] g_b2, "
       "Tensor[] g_w3, Tensor[] g_b3)");
 }

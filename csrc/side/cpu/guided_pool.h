@@ -78,6 +78,17 @@ void add_products(const Strip<S>& strip, const S* x, const Wide<S>* values, Wide
   });
 }
 
+// Asks for one channel of the strip, for which the processor would not ask by itself: it lies a
+// whole plane behind the one before.
+template <class S>
+PYEXT_INLINE void prefetch(const Strip<S>& strip, const S* x) {
+  constexpr int64_t kLine = 64 / int64_t(sizeof(S));
+  for (int64_t row = 0; row < strip.r; ++row)
+    for (int64_t i = 0; i < strip.columns; i += kLine)
+      __builtin_prefetch(x + row * strip.args.width + i);
+}
+constexpr int64_t kPrefetched = 3;  // channels ahead
+
 // The sum of weights [r, columns] times the map, for each window and sixteen channels at a time:
 // calls store(channel, count, window, sums).
 template <class S, class Store>
@@ -204,6 +215,7 @@ void guided_pool(const GuidedPoolArgs<S>& args, const Context& context) {
     const int64_t count = strip.r * strip.columns;
     for (int64_t i = 0; i < count; ++i) m.places[i] = Wide<S>(0);
     for (int64_t c = 0; c < args.channels; ++c) {
+      if (c + kPrefetched < args.channels) prefetch(strip, args.x + strip.in_map(c + kPrefetched));
       spread(strip, args.guide + strip.in_guide(c), 1, m.line);
       add_products(strip, args.x + strip.in_map(c), m.line, m.places, m.copy + c * count);
     }
@@ -239,6 +251,7 @@ void guided_pool_backward(const GuidedPoolBackwardArgs<S>& args, const Context& 
     copy_places(strip, f.score + strip.in_score(), f.width, places, strip.columns);
     for (int64_t i = 0; i < count; ++i) g_places[i] = Wide<S>(0);
     for (int64_t c = 0; c < f.channels; ++c) {
+      if (c + kPrefetched < f.channels) prefetch(strip, f.x + strip.in_map(c + kPrefetched));
       spread(strip, args.g_y + strip.in_tokens(c), f.channels, m.line);
       add_products(strip, f.x + strip.in_map(c), m.line, g_places, m.copy + c * count);
     }

@@ -111,10 +111,10 @@ struct Weights {
 };
 
 template <class S>
-__global__ void __launch_bounds__(kWindowThreads) guided_pool_kernel(GuidedPoolArgs<S> args) {
+__global__ void __launch_bounds__(kWindowThreads, 2) guided_pool_kernel(GuidedPoolArgs<S> args) {
   const Window<S> window(args);
-  channel_sums(window, [&](int64_t c) { return widen(args.guide[window.in_guide(c)]); },
-               args.score);
+  channel_sums(
+      window, [&](int64_t c) { return widen(args.guide[window.in_guide(c)]); }, args.score);
   const Weights<S> weights(window);
   weighted_sums(window, weights,
                 [&](int64_t c, float sum) { args.y[window.in_tokens(c)] = narrow<S>(sum); });
@@ -128,7 +128,7 @@ void guided_pool(const GuidedPoolArgs<S>& args, const Context& context) {
 
 // g_weights [B, H, W] is scratch: the gradients of the places' weights.
 template <class S>
-__global__ void __launch_bounds__(kWindowThreads)
+__global__ void __launch_bounds__(kWindowThreads, 2)  // 128 registers, so that none spills
     guided_pool_backward_kernel(GuidedPoolBackwardArgs<S> args, float* g_weights) {
   const GuidedPoolArgs<S>& f = args.forward;
   const Window<S> window(f);
@@ -142,9 +142,8 @@ __global__ void __launch_bounds__(kWindowThreads)
     if (weights.positive(p) == 0.0f) return 0.0f;
     return (g_weights[window.in_score(p)] - mean) * weights.scale;
   };
-  weighted_sums(window, g_score, [&](int64_t c, float sum) {
-    args.g_guide[window.in_guide(c)] = narrow<S>(sum);
-  });
+  weighted_sums(window, g_score,
+                [&](int64_t c, float sum) { args.g_guide[window.in_guide(c)] = narrow<S>(sum); });
   if (!args.g_x) return;
   const int places = window.r * window.r;
   for (int64_t i = threadIdx.x; i < f.channels * places; i += kWindowThreads) {
@@ -158,8 +157,8 @@ __global__ void __launch_bounds__(kWindowThreads)
 template <class S>
 void guided_pool_backward(const GuidedPoolBackwardArgs<S>& args, const Context& context) {
   const GuidedPoolArgs<S>& f = args.forward;
-  auto* g_weights = static_cast<float*>(context.scratch(
-      context.owner, f.batches * f.height * f.width * int64_t(sizeof(float))));
+  auto* g_weights = static_cast<float*>(
+      context.scratch(context.owner, f.batches * f.height * f.width * int64_t(sizeof(float))));
   PYEXT_LAUNCH(guided_pool_backward_kernel<S>, unsigned(f.batches * f.rows * f.columns),
                kWindowThreads, cudaStream_t(context.stream), args, g_weights);
 }

@@ -115,7 +115,7 @@ def _backward(ctx: Any, g_y: Tensor, *_: Tensor) -> tuple[Any, ...]:
         g_z, of_proj = proj_backward(s, s.z, g_v)
         found |= of_proj
     gates = (s.w2, s.b2, s.w3, s.b3)
-    features = _ops.side_gated_features(s.h, *gates) if s.w2 else s.h
+    features, *inner = _ops.side_gated_features(s.h, *gates) if s.w2 else (s.h,)
     merging = _merging(s, features)
     g_g, g_h, g_a, g_c, g_gate_w, g_gate_b = _ops.side_antired_backward(g_z, *merging)
     if s.proj_w:
@@ -131,7 +131,10 @@ def _backward(ctx: Any, g_y: Tensor, *_: Tensor) -> tuple[Any, ...]:
     for part, of_h in ((slice(0, taps), g_h), (slice(taps, taps + 1), g_last.unsqueeze(1))):
         lists = [getattr(s, name)[part] for name in names]
         if s.w2:
-            back = _ops.side_project_gated_backward(*lists, s.h[:, part], of_h, need_x[part])
+            again = [products[part] for products in inner]
+            back = _ops.side_project_gated_backward(
+                *lists, s.h[:, part], *again, of_h, need_x[part]
+            )
         else:
             down = (s.pre_act, "none", s.norm, s.norm_eps, None, None)
             rstd = s.rstd[:, part] if s.norm == "layer" else None
