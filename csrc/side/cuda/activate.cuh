@@ -9,9 +9,7 @@ namespace pyext::side::cuda {
 
 constexpr int kValueThreads = 256;
 
-__device__ inline int64_t own_value() {
-  return int64_t(blockIdx.x) * kValueThreads + threadIdx.x;
-}
+__device__ inline int64_t own_value() { return int64_t(blockIdx.x) * kValueThreads + threadIdx.x; }
 
 template <Activation A, class S>
 __global__ void __launch_bounds__(kValueThreads) activate_kernel(ActivateArgs<S> args) {

@@ -17,8 +17,7 @@ __global__ void __launch_bounds__(kRowThreads) project_kernel(ProjectArgs<S> arg
   }
   const Moments moments = moments_of(d, args.eps, u);
   if ((threadIdx.x & 31) == 0) args.rstd[args.stat_at(args.first + i)] = moments.rstd;
-  for_each_channel(d,
-                   [&](int64_t c) { h[c] = narrow<S>((u(c) - moments.mean) * moments.rstd); });
+  for_each_channel(d, [&](int64_t c) { h[c] = narrow<S>((u(c) - moments.mean) * moments.rstd); });
 }
 
 template <class S>
@@ -85,8 +84,8 @@ template <class S>
 void project_backward(const ProjectBackwardArgs<S>& args, const Context& context) {
   with_activation(args.forward.post_act, [&](auto act) {
     constexpr auto kernel = project_backward_kernel<decltype(act)::value, S>;
-    PYEXT_LAUNCH(kernel, row_blocks(args.forward.count), kRowThreads,
-                 cudaStream_t(context.stream), args);
+    PYEXT_LAUNCH(kernel, row_blocks(args.forward.count), kRowThreads, cudaStream_t(context.stream),
+                 args);
   });
 }
 

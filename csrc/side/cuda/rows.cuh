@@ -63,8 +63,7 @@ __device__ inline void norm_backward(int64_t channels, float rstd, const Upstrea
   const float mean = row_sum(channels, g) / float(channels);
   const float along =
       row_sum(channels, [&](int64_t c) { return g(c) * xhat(c); }) / float(channels);
-  for_each_channel(channels,
-                   [&](int64_t c) { store(c, (g(c) - mean - xhat(c) * along) * rstd); });
+  for_each_channel(channels, [&](int64_t c) { store(c, (g(c) - mean - xhat(c) * along) * rstd); });
 }
 
 }  // namespace pyext::side::cuda

@@ -79,12 +79,11 @@ __global__ void __launch_bounds__(kRowThreads) up_backward_kernel(UpBackwardArgs
   if (!args.g_scales) return;
   float of_residual = 0.0f, of_result = 0.0f;
   if (f.res_scale)
-    of_residual = row_sum(
-        E, [&](int64_t c) { return widen(args.g_y[at + c]) * widen(f.residual[at + c]); });
+    of_residual =
+        row_sum(E, [&](int64_t c) { return widen(args.g_y[at + c]) * widen(f.residual[at + c]); });
   if (f.out_scale)
     of_result = row_sum(E, [&](int64_t c) {
-      return widen(args.g_y[at + c]) * side::activate<A>(before(c)) *
-             kept_scale(f.dropout, at + c);
+      return widen(args.g_y[at + c]) * side::activate<A>(before(c)) * kept_scale(f.dropout, at + c);
     });
   if ((threadIdx.x & 31) != 0) return;
   args.g_scales[(f.first + i) * 2] = of_residual;
@@ -95,8 +94,8 @@ template <class S>
 void up_backward(const UpBackwardArgs<S>& args, const Context& context) {
   with_activation(args.forward.post_act, [&](auto act) {
     constexpr auto kernel = up_backward_kernel<decltype(act)::value, S>;
-    PYEXT_LAUNCH(kernel, row_blocks(args.forward.count), kRowThreads,
-                 cudaStream_t(context.stream), args);
+    PYEXT_LAUNCH(kernel, row_blocks(args.forward.count), kRowThreads, cudaStream_t(context.stream),
+                 args);
   });
 }
 
