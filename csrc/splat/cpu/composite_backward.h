@@ -17,8 +17,18 @@ namespace pyext::PYEXT_ISA {
 
 constexpr int kMoments = 6;    // sums of h, h dx, h dy, h dx^2, h dx dy, h dy^2
 constexpr int kAbsolutes = 2;  // sums of |h (a dx + b dy)|, |h (b dx + c dy)|, if asked for
-constexpr int kSegmentBlocks = 8;
+// A segment of a list is as many blocks as have room for their records: at least eight.
+constexpr int kSegmentBlocks = 32;
 constexpr int kRecord = 2 * kLanes;
+constexpr int kBlockRecords = kBlock * kTile;       // at most
+constexpr int kSegmentRecords = 8 * kBlockRecords;  // 1 MB in float32: the L2 of a core
+
+// Where a segment begins, and its rows there.
+template <class T>
+struct Checkpoint {
+  int64_t first;
+  Row<T> rows[kTile];
+};
 
 // What one worker needs for one tile.
 template <class T>
@@ -30,21 +40,24 @@ struct BackwardState {
   T* ends[kSegmentBlocks][kTile];  // where the records of a block's row end
   T* g_out;                        // [16 rows, D, 16 lanes]
   T* behind;                       // [16 rows, 16 lanes]: U
-  Row<T>* checkpoints;             // [segments, 16]
+  Checkpoint<T>* checkpoints;      // [segments]
+  bool live;                       // any pixel left
 };
 
-// Marches one segment from state.rows, keeping records. Returns whether any pixel is still live.
+// Marches one segment from state.rows, keeping records. Returns where it ends, at most at `last`.
 template <class T>
-bool march_segment(const March<T>& args, const TileAt& at, int64_t first, int64_t last,
-                   BackwardState<T>& state) {
+int64_t march_segment(const March<T>& args, const TileAt& at, int64_t first, int64_t last,
+                      BackwardState<T>& state) {
   const Lanes<T> alpha_max(args.alpha_max), zero(T(0));
-  bool live = true;
   T* record = state.records;
+  const T* const room = record + (kSegmentRecords - kBlockRecords) * kRecord;
   memset(state.hit_rows, 0, sizeof state.hit_rows);
-  for (int b = 0; first < last && live; ++b, first += kBlock) {
+  state.live = true;
+  for (int b = 0; b < kSegmentBlocks && record <= room && first < last && state.live; ++b) {
     Block<T>& block = state.blocks[b];
     load_block(args, at, first, last, block);
-    live = false;
+    first += kBlock;
+    bool live = false;
     for (int r = 0; r < kTile; ++r) {
       Row<T> row = state.rows[r];
       if (!row.live) continue;
@@ -61,8 +74,9 @@ bool march_segment(const March<T>& args, const TileAt& at, int64_t first, int64_
       state.rows[r] = row;
       live |= row.live;
     }
+    state.live = live;
   }
-  return live;
+  return first < last ? first : last;
 }
 
 // Sums of one Gaussian over the tile, in registers where D is known when compiled.
@@ -234,25 +248,20 @@ void composite_tile_backward(const CompositeBackwardArgs<T>& args, const March<T
                              BackwardState<T>& state, T* slots) {
   const TileAt at = tile_at(tile, f.width, f.height);
   const int64_t begin = f.tile_offsets[tile], end = f.tile_offsets[tile + 1];
-  constexpr int64_t kSegment = kSegmentBlocks * kBlock;
   const int64_t stride = geometry_sums(args) + f.channels;
   load_upstream<T, D>(args, at, state);
   start_rows(f, at, state.rows);
 
-  auto last_of = [&](int64_t segment) {
-    const int64_t last = begin + (segment + 1) * kSegment;
-    return last < end ? last : end;
-  };
-  int64_t segment = -1;
-  for (bool alive = true; alive && begin + (segment + 1) * kSegment < end;) {
-    ++segment;
-    memcpy(state.checkpoints + segment * kTile, state.rows, sizeof state.rows);
-    alive = march_segment(f, at, begin + segment * kSegment, last_of(segment), state);
+  int64_t segments = 0, next = begin;
+  for (state.live = true; state.live && next < end; ++segments) {
+    state.checkpoints[segments].first = next;
+    memcpy(state.checkpoints[segments].rows, state.rows, sizeof state.rows);
+    next = march_segment(f, at, next, end, state);
   }
-  for (const int64_t reached = segment; segment >= 0; --segment) {
-    const int64_t first = begin + segment * kSegment, last = last_of(segment);
-    if (segment < reached) {  // its records were overwritten since
-      memcpy(state.rows, state.checkpoints + segment * kTile, sizeof state.rows);
+  for (int64_t segment = segments - 1, last = next; segment >= 0; --segment) {
+    const int64_t first = state.checkpoints[segment].first;
+    if (segment < segments - 1) {  // its records were overwritten since
+      memcpy(state.rows, state.checkpoints[segment].rows, sizeof state.rows);
       march_segment(f, at, first, last, state);
     }
     for (int64_t i = last - first - 1; i >= 0; --i) {
@@ -262,6 +271,7 @@ void composite_tile_backward(const CompositeBackwardArgs<T>& args, const March<T
                                            state.ends[i / kBlock], state,
                                            slots + (first - begin + i) * stride);
     }
+    last = first;
   }
 }
 
@@ -309,28 +319,30 @@ template <class T>
 struct BackwardScratch {
   int64_t channels, segments;
   T *records, *planes;
-  Row<T>* checkpoints;
+  Checkpoint<T>* checkpoints;
 
   BackwardScratch(const CompositeArgs<T>& args, int64_t longest_list, const Context& context) {
     const int64_t workers = thread_count();
     channels = args.channels;
-    segments = (longest_list + kSegmentBlocks * kBlock - 1) / (kSegmentBlocks * kBlock);
+    constexpr int64_t kShortest = kSegmentRecords / kBlockRecords * kBlock;
+    segments = (longest_list + kShortest - 1) / kShortest;
     records =
         static_cast<T*>(context.scratch(context.owner, workers * kRecords * int64_t(sizeof(T))));
     planes =
         static_cast<T*>(context.scratch(context.owner, workers * plane() * int64_t(sizeof(T))));
-    checkpoints = static_cast<Row<T>*>(
-        context.scratch(context.owner, workers * segments * kTile * int64_t(sizeof(Row<T>)) + 64));
+    checkpoints = static_cast<Checkpoint<T>*>(
+        context.scratch(context.owner, workers * segments * int64_t(sizeof(Checkpoint<T>)) + 64));
   }
   void give(int worker, BackwardState<T>& state) const {
     state.records = records + worker * kRecords;
     state.g_out = planes + worker * plane();
     state.behind = state.g_out + kTile * channels * kLanes;
-    state.checkpoints = checkpoints + worker * segments * kTile;
+    state.checkpoints = checkpoints + worker * segments;
   }
 
  private:
-  static constexpr int64_t kRecords = int64_t(kSegmentBlocks) * kBlock * kTile * kRecord + kRecord;
+  // One more: a record is written before it is known to count.
+  static constexpr int64_t kRecords = (int64_t(kSegmentRecords) + 1) * kRecord;
   int64_t plane() const { return (kTile * channels + kTile) * kLanes; }
 };
 
