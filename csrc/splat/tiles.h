@@ -1,6 +1,8 @@
 // Which tiles of the image one Gaussian reaches.
 #pragma once
 
+#include <type_traits>
+
 #include "splat/kernels.h"
 #include "splat/math.h"
 
@@ -36,14 +38,26 @@ PYEXT_HD Ellipse<V> make_ellipse(V u, V v, V a, V b, V c, V level) {
 // rounding. False where it misses them.
 template <class V>
 PYEXT_HD auto x_extent(const Ellipse<V>& e, V y_lo, V y_hi, V* left, V* right) {
-  const V slack = V(0.01), zero = V(0);
+  const V slack = V(0.01), zero = V(0), far = V(1e30);
   const V lo = vmax(y_lo - slack - e.v, -e.reach_y), hi = vmin(y_hi + slack - e.v, e.reach_y);
+  if constexpr (std::is_floating_point_v<V>) {  // a thread need not compute what it throws away
+    *left = -far;
+    *right = far;
+    if (!e.valid) return true;
+    if (!(lo <= hi)) return false;
+  }
   const V y_right = vmin(vmax(-e.tip_y, lo), hi), y_left = vmin(vmax(e.tip_y, lo), hi);
   const V root_right = vsqrt(vmax(e.a_level - e.det * y_right * y_right, zero));
   const V root_left = vsqrt(vmax(e.a_level - e.det * y_left * y_left, zero));
-  *right = select(e.valid, e.u + (root_right - e.b * y_right) * e.inverse_a + slack, V(1e30));
-  *left = select(e.valid, e.u - (root_left + e.b * y_left) * e.inverse_a - slack, V(-1e30));
-  return select(e.valid, hi - lo, zero) >= zero;
+  *right = e.u + (root_right - e.b * y_right) * e.inverse_a + slack;
+  *left = e.u - (root_left + e.b * y_left) * e.inverse_a - slack;
+  if constexpr (std::is_floating_point_v<V>) {
+    return true;
+  } else {
+    *right = select(e.valid, *right, far);
+    *left = select(e.valid, *left, -far);
+    return select(e.valid, hi - lo, zero) >= zero;
+  }
 }
 
 // A Gaussian's box and ellipse among the tiles of its image.
