@@ -47,6 +47,24 @@ void check_like(const at::Tensor& tensor, const char* name, const at::Tensor& li
                    like.scalar_type(), " like ", like_name, ", got ", tensor.scalar_type());
 }
 
+at::Tensor dense(const std::optional<at::Tensor>& tensor, const char* name, const at::Tensor& like,
+                 const char* like_name, at::IntArrayRef shape) {
+  if (!tensor) return {};
+  check_like(*tensor, name, like, like_name);
+  check_shape(*tensor, name, shape);
+  return tensor->contiguous();
+}
+
+at::Tensor dense_typed(const std::optional<at::Tensor>& tensor, const char* name,
+                       at::ScalarType dtype, const at::Tensor& like, const char* like_name,
+                       at::IntArrayRef shape) {
+  if (!tensor) return {};
+  check_dtype(*tensor, name, dtype);
+  check_device(*tensor, name, like, like_name);
+  check_shape(*tensor, name, shape);
+  return tensor->contiguous();
+}
+
 at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   at::Tensor tensor = at::empty(sizes, options);
 #if defined(__linux__)

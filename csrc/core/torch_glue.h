@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <mutex>
+#include <optional>
 #include <vector>
 
 namespace pyext {
@@ -23,6 +24,16 @@ void check_device(const at::Tensor& tensor, const char* name, const at::Tensor& 
 // Raises when dtype or device differ from those of `like`, called `like_name` in the message.
 void check_like(const at::Tensor& tensor, const char* name, const at::Tensor& like,
                 const char* like_name);
+
+// The tensor, checked against the shape and against dtype and device of `like`, contiguous;
+// undefined when not given.
+at::Tensor dense(const std::optional<at::Tensor>& tensor, const char* name, const at::Tensor& like,
+                 const char* like_name, at::IntArrayRef shape);
+
+// The same with a dtype of its own: integers, masks, sums.
+at::Tensor dense_typed(const std::optional<at::Tensor>& tensor, const char* name,
+                       at::ScalarType dtype, const at::Tensor& like, const char* like_name,
+                       at::IntArrayRef shape);
 
 // at::empty, large ones on huge pages where the system grants them. Memory that is new to the
 // process is otherwise handed over 4 KB at a time, which takes longer than filling it.

@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor> side_affine_backward(const Tensor& g_, const Tensor& 
   const Blocks blocks(h, B * N);
   const ColumnSums sums(blocks, 1, d, h, true);
   Scratch scratch(h);
-  dispatch(h, "h", [&](auto zero) {
+  dispatch_storage(h, "h", [&](auto zero) {
     using S = decltype(zero);
     const Context context = context_for(h, scratch);
     run_products(h, blocks.count, [&](int64_t block, int) {
@@ -34,6 +34,6 @@ void implement(torch::Library& m) { m.impl("side_affine_backward", &side_affine_
 
 }  // namespace
 
-PYEXT_SIDE_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::side

@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor> side_antired(const Tensor& g, const Tensor& h, const 
   Tensor z = empty({in.B, in.N, in.d}, in.g.options());
   Tensor beta = at::empty({in.B, in.N, in.K}, in.wide());
   Scratch scratch(in.g);
-  dispatch(in.g, "g", [&](auto zero) {
+  dispatch_storage(in.g, "g", [&](auto zero) {
     using S = decltype(zero);
     if (beta.numel() == 0) return;
     auto args = in.args<S>();
@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> side_antired_backward
   Tensor g_c = empty_where(in.c, {in.K, in.d}, in.wide());
   Tensor g_w = at::zeros({in.d}, in.wide()), g_b = at::zeros({1}, in.wide());
   Scratch scratch(in.g);
-  dispatch(in.g, "g", [&](auto zero) {
+  dispatch_storage(in.g, "g", [&](auto zero) {
     using S = decltype(zero);
     using W = Wide<S>;
     if (in.h.numel() == 0) {
@@ -129,6 +129,6 @@ void implement(torch::Library& m) {
 
 }  // namespace
 
-PYEXT_SIDE_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::side

@@ -63,10 +63,10 @@ struct Attention {
     c = dense_wide(c_, "c", q, "q", {K, d});
     alpha = dense_wide(alpha_, "alpha", q, "q", {B, K});
     score_bias = dense_wide(score_bias_, "score_bias", q, "q", {K});
-    base_index = dense_integers(base_index_, "base_index", at::kLong, q, "q", {B});
+    base_index = dense_typed(base_index_, "base_index", at::kLong, q, "q", {B});
     base_scale = dense_wide(base_scale_, "base_scale", q, "q", {K});
     TORCH_CHECK_VALUE(!packed || !mask, "mask: expected none with cu_seqlens");
-    keep = dense_integers(mask, "mask", at::kBool, q, "q", {batch, N});
+    keep = dense_typed(mask, "mask", at::kBool, q, "q", {batch, N});
     if (keep.defined()) keep = keep.to(wide_type(q));
     check_base();
   }
@@ -399,7 +399,7 @@ std::tuple<Tensor, Tensor> side_relu_attend(
   if (in.empty()) return {at::zeros(in.result(), in.q.options()), rowsum.zero_()};
   const std::vector<Part> parts = row_parts(in);
   Scratch scratch(in.q);
-  dispatch(in.q, "q", [&](auto zero) {
+  dispatch_storage(in.q, "q", [&](auto zero) {
     using S = decltype(zero);
     const Context context = context_for(in.q, scratch);
     std::vector<Space> spaces(thread_count());
@@ -479,7 +479,7 @@ Grads side_relu_attend_backward(const Tensor& g_z_, const Tensor& rowsum_, const
   if (in.empty() || in.packed) g.a.zero_(), g.c.zero_();
 
   Scratch scratch(in.q);
-  dispatch(in.q, "q", [&](auto zero) {
+  dispatch_storage(in.q, "q", [&](auto zero) {
     using S = decltype(zero);
     const Context context = context_for(in.q, scratch);
     std::vector<Space> spaces(thread_count());
@@ -532,6 +532,6 @@ void implement(torch::Library& m) {
 
 }  // namespace
 
-PYEXT_SIDE_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::side

@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor> side_project_gated(at::TensorList x, at::TensorList w
   const bool token = token_layout(layout);
   const Tensor f = t.make_h(token), hid = t.make_h(token);
   Scratch scratch(like);
-  dispatch(like, "x", [&](auto zero) {
+  dispatch_storage(like, "x", [&](auto zero) {
     using S = decltype(zero);
     const Context context = context_for(like, scratch);
     const std::array<BlockBuffers, 3> buffers{BlockBuffers(p.blocks, t.d, p.products()),
@@ -140,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> side_gated_features(const Tensor& hid_, at::T
   const auto products = hid.options().dtype(product_type(hid));
   const Tensor values = empty({K, R, d}, products), gates = empty({K, R, d}, products);
   Scratch scratch(hid);
-  dispatch(hid, "hid", [&](auto zero) {
+  dispatch_storage(hid, "hid", [&](auto zero) {
     using S = decltype(zero);
     const Context context = context_for(hid, scratch);
     const BlockBuffers copies(blocks, d, products);
@@ -283,7 +283,7 @@ std::tuple<Lists, Lists, Lists, Lists, Lists, Lists, Lists> side_project_gated_b
     b.gates = gates->detach().contiguous();
   }
   Scratch scratch(t.like());
-  dispatch(t.like(), "x", [&](auto zero) {
+  dispatch_storage(t.like(), "x", [&](auto zero) {
     b.run<decltype(zero)>(hidden, upstream, context_for(t.like(), scratch));
   });
   const auto type = t.like().scalar_type();
@@ -322,6 +322,6 @@ void implement(torch::Library& m) {
 
 }  // namespace
 
-PYEXT_SIDE_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::side

@@ -13,7 +13,7 @@ Tensor side_maxavg_pool(const Tensor& x_, int64_t r) {
   const Tensor x = x_.contiguous();
   Tensor y = at::empty({B, H / r * (W / r), C}, x.options());
   Scratch scratch(x);
-  dispatch(x, "x", [&](auto zero) {
+  dispatch_storage(x, "x", [&](auto zero) {
     using S = decltype(zero);
     if (x.numel() == 0) return;
     const MaxavgPoolArgs<S> args{B, C, H, W, r, pointer<S>(x), pointer<S>(y)};
@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor> side_guided_pool(const Tensor& x, const Tensor& guide
   Tensor score = at::empty({in.B, in.H, in.W}, in.x.options().dtype(wide_type(in.x)));
   if (in.x.numel() == 0) return {y, score.zero_()};
   Scratch scratch(in.x);
-  dispatch(in.x, "x", [&](auto zero) {
+  dispatch_storage(in.x, "x", [&](auto zero) {
     using S = decltype(zero);
     kernels_for<S>(in.x).guided_pool(in.args<S>(y, score), context_for(in.x, scratch));
   });
@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor> side_guided_pool_backward(const Tensor& x, const Tens
   Tensor g_x = need_x ? at::empty(in.x.sizes(), in.x.options()) : at::empty({0}, in.x.options());
   if (in.x.numel() == 0) return {g_guide.zero_(), g_x};
   Scratch scratch(in.x);
-  dispatch(in.x, "x", [&](auto zero) {
+  dispatch_storage(in.x, "x", [&](auto zero) {
     using S = decltype(zero);
     const GuidedPoolBackwardArgs<S> args{in.args<S>({}, score), pointer<S>(g_y),
                                          pointer<S>(g_guide), pointer<S>(g_x)};
@@ -103,6 +103,6 @@ void implement(torch::Library& m) {
 
 }  // namespace
 
-PYEXT_SIDE_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::side

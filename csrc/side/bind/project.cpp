@@ -27,7 +27,7 @@ struct Projection {
         layer_norm(norm == "layer"),
         batch_norm(norm == "batch"),
         eps(eps_),
-        mask(dense_integers(mask_, "mask", at::kBool, taps.like(), "x", {taps.B, taps.N})),
+        mask(dense_typed(mask_, "mask", at::kBool, taps.like(), "x", {taps.B, taps.N})),
         blocks(taps.like(), taps.R),
         spans(sample_ends(taps, cu_seqlens), span_step(), cu_seqlens.has_value()) {
     TORCH_CHECK_VALUE(layer_norm || batch_norm || norm == "none",
@@ -146,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> side_project(
   const Tensor total = make(p.batch_norm, {t.K, t.d}), squares = make(p.batch_norm, {t.K, t.d});
   const HSums sums(p, pool || p.batch_norm);
   Scratch scratch(like);
-  dispatch(like, "x", [&](auto zero) {
+  dispatch_storage(like, "x", [&](auto zero) {
     using S = decltype(zero);
     const Context context = context_for(like, scratch);
     const bool copy = copied(like, p.pre_act);
@@ -296,8 +296,8 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> side_p
   b.g_squares = optional_sums(g_squares, "g_squares", t, {t.K, t.d});
   b.g_pool = optional_sums(g_pool, "g_pool", t, {p.sample_count(), t.K, t.d});
   Scratch scratch(t.like());
-  dispatch(t.like(), "x",
-           [&](auto zero) { b.run<decltype(zero)>(context_for(t.like(), scratch)); });
+  dispatch_storage(t.like(), "x",
+                   [&](auto zero) { b.run<decltype(zero)>(context_for(t.like(), scratch)); });
   std::vector<Tensor> g_x, g_w, g_bias;
   for (int64_t k = 0; k < t.K; ++k) {
     g_w.push_back(b.g_w[size_t(k)].to(t.like().scalar_type()));
@@ -329,6 +329,6 @@ void implement(torch::Library& m) {
 
 }  // namespace
 
-PYEXT_SIDE_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::side

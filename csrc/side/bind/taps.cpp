@@ -83,7 +83,7 @@ Spans::Spans(const std::vector<int64_t>& sample_ends, int64_t step, bool packed)
 
 std::vector<int64_t> sequence_ends(const Tensor& cu_seqlens, const Tensor& like, int64_t tokens) {
   const Tensor ends =
-      dense_integers(cu_seqlens, "cu_seqlens", at::kInt, like, "x", {-1}).cpu().to(at::kLong);
+      dense_typed(cu_seqlens, "cu_seqlens", at::kInt, like, "x", {-1}).cpu().to(at::kLong);
   const auto* begin = ends.data_ptr<int64_t>();
   const std::vector<int64_t> list(begin, begin + ends.numel());
   TORCH_CHECK_VALUE(list.size() >= 2,

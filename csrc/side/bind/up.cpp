@@ -121,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> side_up(
   Tensor rstd =
       at::empty(t.norm() ? x.sizes().slice(0, x.dim() - 1) : at::IntArrayRef{0}, t.wide());
   Scratch scratch(t.x);
-  dispatch(t.x, "x", [&](auto zero) {
+  dispatch_storage(t.x, "x", [&](auto zero) {
     using S = decltype(zero);
     const Context context = context_for(t.x, scratch);
     const bool copy = copied(t.x, t.pre_act);
@@ -220,7 +220,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> side_up_backward(
   }
   const UpGradients g(t, need_x, need_scales);
   Scratch scratch(t.x);
-  dispatch(t.x, "x", [&](auto zero) {
+  dispatch_storage(t.x, "x", [&](auto zero) {
     g.run<decltype(zero)>(t, xhat, rstd, g_y, context_for(t.x, scratch));
   });
   const auto type = x.scalar_type();
@@ -252,6 +252,6 @@ void implement(torch::Library& m) {
 
 }  // namespace
 
-PYEXT_SIDE_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::side

@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> splat_bin(
   const int64_t I = means2d_.size(0), N = means2d_.size(1);
   check_flat_ids("means2d", I, N);
   const Tensor means2d = means2d_.contiguous();
-  const Tensor radii = dense_integers(radii_, "radii", at::kInt, means2d, "means2d", {I, N, 2});
+  const Tensor radii = dense_typed(radii_, "radii", at::kInt, means2d, "means2d", {I, N, 2});
   const Tensor depths = dense(depths_, "depths", means2d, "means2d", {I, N});
   const Tensor conics = dense(conics_, "conics", means2d, "means2d", {I, N, 3});
   const Tensor opacities = dense(opacities_, "opacities", means2d, "means2d", {I, N});
@@ -73,6 +73,6 @@ void implement(torch::Library& m) { m.impl("splat_bin", &splat_bin); }
 
 }  // namespace
 
-PYEXT_SPLAT_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::splat

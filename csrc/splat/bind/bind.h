@@ -1,7 +1,7 @@
 // What the bindings of the family `splat` share: the backend of a tensor, and checks.
 #pragma once
 
-#include "core/torch_glue.h"
+#include "core/binding.h"
 #include "splat/kernels.h"
 
 namespace pyext::splat {
@@ -14,14 +14,7 @@ const Backend& backend_for(const Tensor& tensor);
 
 template <class T>
 const Kernels<T>& kernels_for(const Tensor& tensor) {
-  const Backend& backend = backend_for(tensor);
-  if constexpr (std::is_same_v<T, double>) {
-    TORCH_CHECK_TYPE(backend.f64, "means: float64 is computed on the CPU only, got ",
-                     tensor.device());
-    return *backend.f64;
-  } else {
-    return *backend.f32;
-  }
+  return kernels_of<T>(backend_for(tensor), tensor);
 }
 
 // Runs body(T{}) for the tensor's floating-point type.
@@ -37,21 +30,11 @@ void dispatch(const Tensor& tensor, const char* name, Body body) {
                      tensor.scalar_type());
 }
 
-Context context_for(const Tensor& tensor, Scratch& scratch);
-
 // A side of the image as the kernels take it, checked.
 int32_t image_side(int64_t size, const char* name);
 
 // Number of tiles of so many images.
 int64_t tiles_of(int64_t images, int64_t width, int64_t height);
-
-// The tensor, checked against `like` and the shape, contiguous; undefined when not given.
-Tensor dense(const OptionalTensor& tensor, const char* name, const Tensor& like,
-             const char* like_name, at::IntArrayRef shape);
-
-// The same for integers: indices, lists, radii.
-Tensor dense_integers(const Tensor& tensor, const char* name, at::ScalarType type,
-                      const Tensor& like, const char* like_name, at::IntArrayRef shape);
 
 // Lists usually come from splat_bin; those made by hand must not lead the kernels out of their
 // arrays. On a CUDA device they are taken on trust: to look at them is to wait for the device.
@@ -64,17 +47,5 @@ void check_offsets(const Tensor& list, const char* name, int64_t entries);
 
 // Raises unless flat ids of so many Gaussians in so many images fit in int32.
 void check_flat_ids(const char* name, int64_t images, int64_t gaussians);
-
-// Defines schemas with `define(m)` and gives them `implement(m)` on every device there is.
-#if defined(PYEXT_WITH_CUDA)
-#define PYEXT_SPLAT_OPS(define, implement)            \
-  TORCH_LIBRARY_FRAGMENT(pyext, m) { define(m); }     \
-  TORCH_LIBRARY_IMPL(pyext, CPU, m) { implement(m); } \
-  TORCH_LIBRARY_IMPL(pyext, CUDA, m) { implement(m); }
-#else
-#define PYEXT_SPLAT_OPS(define, implement)        \
-  TORCH_LIBRARY_FRAGMENT(pyext, m) { define(m); } \
-  TORCH_LIBRARY_IMPL(pyext, CPU, m) { implement(m); }
-#endif
 
 }  // namespace pyext::splat

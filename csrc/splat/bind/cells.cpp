@@ -174,6 +174,6 @@ void implement(torch::Library& m) {
 
 }  // namespace
 
-PYEXT_SPLAT_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::splat

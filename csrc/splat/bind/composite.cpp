@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> splat_composite_backward(
   const CompositeInputs in(means2d, conics, opacities, features, tile_offsets, tile_ids, order,
                            starts, entries_of, width, height, alpha_max);
   const int64_t H = in.height, W = in.width;
-  const Tensor last = dense_integers(last_, "last", at::kInt, means2d, "means2d", {in.I, H, W});
+  const Tensor last = dense_typed(last_, "last", at::kInt, means2d, "means2d", {in.I, H, W});
   const Tensor transmittance =
       dense(transmittance_, "transmittance", means2d, "means2d", {in.I, H, W});
   const Tensor g_out = dense(g_out_, "g_out", means2d, "means2d", {in.I, H, W, in.D});
@@ -119,6 +119,6 @@ void implement(torch::Library& m) {
 
 }  // namespace
 
-PYEXT_SPLAT_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::splat

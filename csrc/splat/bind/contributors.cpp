@@ -37,6 +37,6 @@ void implement(torch::Library& m) { m.impl("splat_contributors", &splat_contribu
 
 }  // namespace
 
-PYEXT_SPLAT_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::splat

@@ -27,7 +27,7 @@ struct Drawn {
     conics = dense(conics_, "conics", means2d, "means2d", {I, N, 3});
     opacities = dense(opacities_, "opacities", means2d, "means2d", {I, N});
     auto integers = [&](const Tensor& tensor, const char* name, at::ScalarType type, int64_t size) {
-      return dense_integers(tensor, name, type, means2d, "means2d", {size});
+      return dense_typed(tensor, name, type, means2d, "means2d", {size});
     };
     tile_offsets =
         integers(tile_offsets_, "tile_offsets", at::kLong, tiles_of(I, width, height) + 1);
@@ -47,7 +47,7 @@ struct Drawn {
   // Which pixels count, [I, H, W]; undefined when not given.
   Tensor mask(const OptionalTensor& tensor) const {
     if (!tensor) return {};
-    return dense_integers(*tensor, "mask", at::kBool, means2d, "means2d", {I, height, width});
+    return dense_typed(*tensor, "mask", at::kBool, means2d, "means2d", {I, height, width});
   }
 
   template <class T>

@@ -96,7 +96,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> splat_project_backwar
     const Tensor& g_compensations_) {
   const ProjectInputs in(means, covars, quats, scales, std::nullopt, viewmats, Ks);
   const Tensor radii =
-      dense_integers(radii_, "radii", at::kInt, means, "means", {in.B, in.C, in.N, 2});
+      dense_typed(radii_, "radii", at::kInt, means, "means", {in.B, in.C, in.N, 2});
   const Tensor g_means2d = dense(g_means2d_, "g_means2d", means, "means", {in.B, in.C, in.N, 2});
   const Tensor g_depths = dense(g_depths_, "g_depths", means, "means", {in.B, in.C, in.N});
   const Tensor g_conics = dense(g_conics_, "g_conics", means, "means", {in.B, in.C, in.N, 3});
@@ -155,6 +155,6 @@ void implement(torch::Library& m) {
 
 }  // namespace
 
-PYEXT_SPLAT_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::splat

@@ -33,7 +33,7 @@ struct ShInputs {
     means = means_.contiguous();
     centres = dense(centres_, "centres", means, "means", {B, C, 3});
     coeffs = dense(coeffs_, "coeffs", means, "means", coeffs_.sizes());
-    if (radii_) radii = dense_integers(*radii_, "radii", at::kInt, means, "means", {B, C, N, 2});
+    if (radii_) radii = dense_typed(*radii_, "radii", at::kInt, means, "means", {B, C, N, 2});
   }
 
   bool empty() const { return B * C * N == 0; }
@@ -115,6 +115,6 @@ void implement(torch::Library& m) {
 
 }  // namespace
 
-PYEXT_SPLAT_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::splat

@@ -49,6 +49,6 @@ void implement(torch::Library& m) { m.impl("splat_unproject", &splat_unproject);
 
 }  // namespace
 
-PYEXT_SPLAT_OPS(define, implement)
+PYEXT_OPS(define, implement)
 
 }  // namespace pyext::splat
