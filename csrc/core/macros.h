@@ -1,6 +1,10 @@
 // Qualifiers that let one piece of arithmetic serve CPU vectors and CUDA threads.
 #pragma once
 
+#if defined(PYEXT_EMULATOR)
+#include <cuda_runtime.h>
+#endif
+
 #if defined(__CUDACC__) || defined(PYEXT_EMULATOR)
 #define PYEXT_HD __host__ __device__ inline
 #else

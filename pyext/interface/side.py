@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from pyext.interface.checks import check_choice, check_positive
 from pyext.interface.side_checks import (
     ACTIVATIONS,
     LAYOUTS,
     NORMS,
-    check_choice,
     check_gate_lists,
     check_list,
-    check_positive,
     check_sequences,
     check_taps,
 )

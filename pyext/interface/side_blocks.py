@@ -11,18 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyext.interface.checks import check_choice, check_positive, check_tensor
 from pyext.interface.side_checks import (
     ACTIVATIONS,
     EPS_MODES,
     check_affine,
-    check_choice,
     check_gate_lists,
     check_list,
     check_parameter,
-    check_positive,
     check_sequences,
     check_taps,
-    check_tensor,
 )
 
 

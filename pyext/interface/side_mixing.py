@@ -8,15 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyext.interface.checks import check_choice, check_positive, check_storage, check_tensor
 from pyext.interface.side_checks import (
     EPS_MODES,
     check_affine,
-    check_choice,
     check_parameter,
-    check_positive,
     check_sequences,
-    check_storage,
-    check_tensor,
 )
 
 

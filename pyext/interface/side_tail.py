@@ -8,13 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyext.interface.checks import check_choice, check_positive, check_storage, check_tensor
 from pyext.interface.side_checks import (
     ACTIVATIONS,
-    check_choice,
     check_parameter,
-    check_positive,
-    check_storage,
-    check_tensor,
 )
 
 

@@ -1,9 +1,9 @@
-"""The ops, one module per family: ``pyext.ops.side``, ``pyext.ops.splat``."""
+"""The ops, one module per family: ``pyext.ops.circle``, ``side``, ``splat``."""
 
 from pyext._load import load as _load
 
 _load()
 
-from pyext.ops import side, splat  # noqa: E402
+from pyext.ops import circle, side, splat  # noqa: E402
 
-__all__ = ["side", "splat"]
+__all__ = ["circle", "side", "splat"]

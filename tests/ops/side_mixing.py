@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.ops.side_agreement import assert_near, gradients, random
+from tests.ops.agreement import assert_near, gradients, random
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -10,7 +10,7 @@ import torch
 from pyext import runtime
 from pyext.ops import side
 from pyext.reference import side as reference
-from tests.ops.side_agreement import DTYPES, assert_near, assert_same_on_any_threads, random
+from tests.ops.agreement import DTYPES, assert_near, assert_same_on_any_threads, random
 from tests.ops.side_mixing import activations, compare, evaluate, leaves, wide
 
 ops = torch.ops.pyext

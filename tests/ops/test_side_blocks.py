@@ -13,7 +13,7 @@ from pyext.interface.side_blocks import make_sherl_block, make_unipt_block
 from pyext.ops import side
 from pyext.ops.side import Down, Gate, GatedDown, Guide, Proj, Up
 from pyext.reference import side as reference
-from tests.ops.side_agreement import assert_near, assert_same_on_any_threads, gradients, random
+from tests.ops.agreement import assert_near, assert_same_on_any_threads, gradients, random
 
 ops = torch.ops.pyext
 

@@ -9,7 +9,7 @@ import torch
 
 from pyext.ops import side
 from pyext.reference import side as reference
-from tests.ops.side_agreement import assert_near, assert_same_on_any_threads, random
+from tests.ops.agreement import assert_near, assert_same_on_any_threads, random
 from tests.ops.side_mixing import evaluate, leaves
 
 ops = torch.ops.pyext

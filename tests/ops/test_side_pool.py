@@ -7,7 +7,7 @@ import torch
 
 from pyext.ops import side
 from pyext.reference import side as reference
-from tests.ops.side_agreement import (
+from tests.ops.agreement import (
     DTYPES,
     assert_near,
     assert_same_on_any_threads,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyext.ops._refuse import refuse_double_backward
 from pyext.ops._side.empty import like_given
-from pyext.ops._side.refuse import refuse_double_backward
 
 _ops = torch.ops.pyext
 

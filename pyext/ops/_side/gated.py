@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyext.ops._refuse import refuse_double_backward
 from pyext.ops._side.empty import like_activations
 from pyext.ops._side.project import empty_h
-from pyext.ops._side.refuse import refuse_double_backward
 
 _ops = torch.ops.pyext
 

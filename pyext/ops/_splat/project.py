@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyext.ops._splat.refuse import refuse_double_backward
+from pyext.ops._refuse import refuse_double_backward
 
 _ops = torch.ops.pyext
 

@@ -1,4 +1,4 @@
-"""Second derivatives, which the family ``side`` does not have."""
+"""Second derivatives, which no family has."""
 
 from __future__ import annotations
 

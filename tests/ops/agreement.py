@@ -1,4 +1,4 @@
-"""How the compiled ops of the family `side` are held against the references, for all its tests."""
+"""How compiled ops are held against the references, for the tests of several families."""
 
 from __future__ import annotations
 

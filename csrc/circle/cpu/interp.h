@@ -1,0 +1,105 @@
+// Points on the circles through pairs of vectors: inner products first, then all points of a pair.
+#pragma once
+
+#include "circle/kernels.h"
+#include "core/parallel.h"
+#include "core/simd_double.h"
+#include "core/simd_stream.h"
+
+namespace pyext::PYEXT_ISA {
+
+using namespace pyext::circle;
+
+constexpr int64_t kCircleChunk = 2048;  // elements of both vectors that stay in the first cache
+
+// The two vectors of pair p; null where an index is outside the pool.
+template <class S>
+struct PairOf {
+  const S *a, *b;
+  PairOf(const InterpArgs<S>& args, int64_t p) : a(row(args, 2 * p)), b(row(args, 2 * p + 1)) {}
+  static const S* row(const InterpArgs<S>& args, int64_t entry) {
+    const int64_t n = args.index[entry];
+    return n >= 0 && n < args.rows ? args.pool + n * args.width : nullptr;
+  }
+  explicit operator bool() const { return a && b; }
+};
+
+template <class S>
+Gram gram_of(const S* a, const S* b, int64_t width) {
+  using V = Lanes<double>;
+  V aa(0.0), bb(0.0), ab(0.0);
+  for_each_lanes(width, [&](int64_t i, auto lanes) {
+    const V x = load_double(a + i, lanes), y = load_double(b + i, lanes);
+    aa = fma(x, x, aa);
+    bb = fma(y, y, bb);
+    ab = fma(x, y, ab);
+  });
+  return {aa.sum(), bb.sum(), ab.sum()};
+}
+
+// Inner products and status of a pair.
+template <class S>
+void measure_pair(const InterpArgs<S>& args, int64_t p) {
+  const PairOf<S> pair(args, p);
+  const Gram gram = pair ? gram_of(pair.a, pair.b, args.width) : Gram{0.0, 0.0, 0.0};
+  double* out = args.gram + 3 * p;
+  out[0] = gram.aa, out[1] = gram.bb, out[2] = gram.ab;
+  args.status[p] = pair ? status_of(args.norm, gram, args.min_sin) : kOutside;
+}
+
+// The weights of a pair's point k.
+template <class S>
+Weights weights_at(const InterpArgs<S>& args, int64_t p, int64_t k) {
+  if (args.status[p]) return {1.0, 0.0};
+  const double* g = args.gram + 3 * p;
+  return weights_of(args.norm, {g[0], g[1], g[2]}, args.angle[p * args.angles + k]);
+}
+
+// Elements [begin, end) of all points of a pair.
+template <class S>
+void combine(const InterpArgs<S>& args, int64_t p, int64_t begin, int64_t end, bool stream) {
+  using V = WideLanes<S>;
+  using T = Wide<S>;
+  const PairOf<S> pair(args, p);
+  if (!pair) return;
+  const int64_t copy = args.pairs * args.angles * args.width;
+  for (int64_t at = begin; at < end; at += kCircleChunk) {
+    const int64_t n = end - at < kCircleChunk ? end - at : kCircleChunk;
+    for (int64_t k = 0; k < args.angles; ++k) {
+      const Weights w = weights_at(args, p, k);
+      const V first{T(w.first)}, second{T(w.second)};
+      const S *a = pair.a + at, *b = pair.b + at;
+      S* z = args.z + (p * args.angles + k) * args.width + at;
+      const bool only_first = w.second == 0.0;  // then whatever b holds must not matter
+      for (int64_t c = 0; c < args.copies; ++c)
+        write_lanes<S>(z + c * copy, n, stream, [&](int64_t i, auto lanes) {
+          const V x = first * load_wide(a + i, lanes);
+          return only_first ? x : fma(second, load_wide(b + i, lanes), x);
+        });
+    }
+  }
+  if (stream) end_of_stream();
+}
+
+template <class S>
+void interp(const InterpArgs<S>& args, const Context&) {
+  const int64_t values = args.copies * args.pairs * args.angles * args.width;
+  const bool stream = values * int64_t(sizeof(S)) >= kStreamBytes;
+  if (args.pairs >= 4 * thread_count()) {  // a pair's vectors are still near when its points come
+    auto task = [&](int64_t p, int) {
+      measure_pair(args, p);
+      combine(args, p, 0, args.width, stream);
+    };
+    return parallel_tasks(args.pairs, task);
+  }
+  auto measure = [&](int64_t p, int) { measure_pair(args, p); };
+  parallel_tasks(args.pairs, measure);
+  const int64_t chunks = (args.width + kCircleChunk - 1) / kCircleChunk;
+  auto task = [&](int64_t index, int) {
+    const int64_t begin = index % chunks * kCircleChunk, end = begin + kCircleChunk;
+    combine(args, index / chunks, begin, end < args.width ? end : args.width, stream);
+  };
+  parallel_tasks(args.pairs * chunks, task);
+}
+
+}  // namespace pyext::PYEXT_ISA

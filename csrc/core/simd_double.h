@@ -1,0 +1,37 @@
+// Sixteen values of any storage type as doubles: for sums that must not lose digits.
+#pragma once
+
+#include "core/simd_half.h"
+
+namespace pyext::PYEXT_ISA {
+
+PYEXT_INLINE Lanes<double> to_double(Lanes<double> a) { return a; }
+PYEXT_INLINE Lanes<double> to_double(Lanes<float> a) {
+#if defined(__AVX512F__)
+  Lanes<double> out;
+  out.r[0] = (Lanes<double>::Register)_mm512_cvtps_pd(_mm512_castps512_ps256(a.r));
+  out.r[1] = (Lanes<double>::Register)_mm512_cvtps_pd(_mm512_extractf32x8_ps(a.r, 1));
+  return out;
+#elif defined(__AVX2__)
+  Lanes<double> out;
+  for (int i = 0; i < Lanes<float>::kCount; ++i) {
+    const __m256 x = (__m256)a.r[i];
+    out.r[2 * i] = (Lanes<double>::Register)_mm256_cvtps_pd(_mm256_castps256_ps128(x));
+    out.r[2 * i + 1] = (Lanes<double>::Register)_mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+  }
+  return out;
+#else
+  float x[kLanes];
+  double y[kLanes];
+  a.store(x);
+  for (int i = 0; i < kLanes; ++i) y[i] = double(x[i]);
+  return Lanes<double>::load(y);
+#endif
+}
+
+template <class S, class Count>
+PYEXT_INLINE Lanes<double> load_double(const S* p, Count lanes) {
+  return to_double(load_wide(p, lanes));
+}
+
+}  // namespace pyext::PYEXT_ISA
