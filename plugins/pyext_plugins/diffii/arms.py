@@ -22,13 +22,14 @@ ARMS = ("none", "shift", *STRENGTHS, *STARTS)
 
 
 def shifted(draw: Draw) -> Pictures:
-    """Originals moved by at most a pixel each way."""
+    """Originals moved by a pixel, to a random one of the four sides."""
     generator = torch.Generator().manual_seed(draw.number)
     images = draw.train.images.repeat_interleave(EXPANSION, 0)
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-1.0)
     side = images.shape[-1]
-    moves = torch.randint(3, (len(images), 2), generator=generator).tolist()
-    moved = [p[:, y : y + side, x : x + side] for p, (y, x) in zip(padded, moves, strict=True)]
+    corners = torch.tensor([(0, 1), (2, 1), (1, 0), (1, 2)])
+    chosen = corners[torch.randint(4, (len(images),), generator=generator)].tolist()
+    moved = [p[:, y : y + side, x : x + side] for p, (y, x) in zip(padded, chosen, strict=True)]
     return Pictures(torch.stack(moved), draw.train.labels.repeat_interleave(EXPANSION))
 
 
