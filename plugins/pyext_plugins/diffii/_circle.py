@@ -14,8 +14,9 @@ class Interpolated(NamedTuple):
     status: Tensor
 
 
-def interp(pool, pairs, angles, *, norm="paper", min_sin=None, on_degenerate="raise",
-           generator=None, dup=1):
+def interp(
+    pool, pairs, angles, *, norm="paper", min_sin=None, on_degenerate="raise", generator=None, dup=1
+):
     a, b = pool[pairs[:, 0]].flatten(1).double(), pool[pairs[:, 1]].flatten(1).double()
     A, B, C = (a * a).sum(1), (b * b).sum(1), (a * b).sum(1)
     c = C / (A * B).sqrt()
@@ -47,8 +48,9 @@ def interp(pool, pairs, angles, *, norm="paper", min_sin=None, on_degenerate="ra
             raise ValueError("degenerate")
         w0[bad], w1[bad] = 1.0, 0.0
     z = w0[..., None] * a[:, None] + w1[..., None] * b[:, None]
-    return Interpolated(z.to(pool.dtype).view(*phi.shape, *pool.shape[1:]),
-                        torch.stack([A, B, C], 1), status)
+    return Interpolated(
+        z.to(pool.dtype).view(*phi.shape, *pool.shape[1:]), torch.stack([A, B, C], 1), status
+    )
 
 
 def ddim_coefficients(alpha_cumprod_from, alpha_cumprod_to, prediction="epsilon"):

@@ -66,7 +66,10 @@ class Digits:
         test = torch.cat([order[labels == k][shots:] for k in range(CLASSES)])
         images, labels = self.labelled.images, self.labelled.labels
         return Draw(
-            shots, number, Pictures(images[train], labels[train]), Pictures(images[test], labels[test])
+            shots,
+            number,
+            Pictures(images[train], labels[train]),
+            Pictures(images[test], labels[test]),
         )
 
     @cached_property

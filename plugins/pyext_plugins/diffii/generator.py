@@ -50,7 +50,9 @@ def make_scheduler() -> DDIMScheduler:
     return DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
 
 
-def noise_loss(unet: nn.Module, images: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
+def noise_loss(
+    unet: nn.Module, images: Tensor, tokens: Tensor, generator: torch.Generator
+) -> Tensor:
     """Mean square error of the predicted noise, at random times."""
     scheduler = make_scheduler()
     noise = torch.randn(images.shape, generator=generator)

@@ -185,9 +185,7 @@ def plan(pool: Pool, settings: Settings, facts: dict[str, Any]) -> Manifest:
     """
     generator = torch.Generator().manual_seed(settings.seed)
     images = [
-        image
-        for name in pool.classes
-        for image in _plan_class(pool, name, settings, generator)
+        image for name in pool.classes for image in _plan_class(pool, name, settings, generator)
     ]
     return Manifest(settings, facts, images)
 

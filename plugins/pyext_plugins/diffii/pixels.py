@@ -42,7 +42,10 @@ class PixelModel(Model):
         self.labels, self.null_label = labels, null_label
         self.embeds = unet.config["num_class_embeds"]
         if self.embeds is not None:
-            known = [*(labels or {}).items(), *([] if null_label is None else [("null", null_label)])]
+            known = [
+                *(labels or {}).items(),
+                *([] if null_label is None else [("null", null_label)]),
+            ]
             for name, label in known:
                 if not 0 <= label < self.embeds:
                     raise UserError(
@@ -70,7 +73,9 @@ class PixelModel(Model):
         if self.embeds is not None:
             for name in classes:
                 if name not in (self.labels or {}):
-                    raise UserError(f"class {name!r}: the model has no label for it; see --concepts")
+                    raise UserError(
+                        f"class {name!r}: the model has no label for it; see --concepts"
+                    )
 
     def condition(self, name: str) -> str:
         return "" if self.embeds is None else f"label {(self.labels or {})[name]}"

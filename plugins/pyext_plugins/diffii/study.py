@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyext_plugins.diffii import arms, measures
-from pyext_plugins.diffii.arms import ARMS, STARTS, STRENGTHS
+from pyext_plugins.diffii.arms import ARMS, STRENGTHS
 from pyext_plugins.diffii.classifier import accuracy
 from pyext_plugins.diffii.digits import CLASSES, Digits, Draw, Pictures
 from pyext_plugins.diffii.generator import NULL, learn_concepts, make_scheduler
@@ -28,7 +28,10 @@ class Size:
         seeds: classifiers of each arm on each draw.
     """
 
-    draws: tuple[tuple[int, int], ...] = ((5, 0), (5, 1), (2, 2), (2, 3), (2, 4))
+    draws: tuple[tuple[int, int], ...] = (
+        *((5, 0), (5, 1), (5, 2)),
+        *((2, 3), (2, 4), (2, 5), (2, 6), (2, 7)),
+    )
     seeds: int = 3
     concept_steps: int = 120
     inversion_steps: int = 40
