@@ -65,7 +65,7 @@ def load_model(
             )
             _adapt(pipeline, embeddings, lora)
             return StableDiffusion(
-                pipeline.to(device, DTYPES[dtype]),
+                _placed(pipeline, device, dtype),
                 PROMPT if prompt is None else prompt,
                 meant,
                 spacing,
@@ -77,12 +77,17 @@ def load_model(
         unet = UNet2DModel.from_pretrained(folder, subfolder="unet", local_files_only=True)
         config = DDPMScheduler.load_config(folder, subfolder="scheduler", local_files_only=True)
         labels = meant or {name: number for number, name in enumerate(classes)}
-        return PixelModel(unet.to(device, DTYPES[dtype]), config, labels, null_label, spacing)
+        return PixelModel(_placed(unet, device, dtype), config, labels, null_label, spacing)
     except UserError:
         raise
     # diffusers raises what its parts raise: no narrower class covers a broken folder.
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"--model: {folder} cannot be loaded: {one_line(error)}") from error
+
+
+def _placed(model: Any, device: torch.device, dtype: str) -> Any:
+    # What is float32 already is not cast: diffusers has warnings for that.
+    return model.to(device) if dtype == "float32" else model.to(device, DTYPES[dtype])
 
 
 def _kind(folder: Path) -> str:

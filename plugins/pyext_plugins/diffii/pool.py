@@ -70,8 +70,12 @@ class Pool:
 
 
 def save_pool(pool: Pool, path: Path) -> None:
-    """Write a pool; facts go into the metadata, each as JSON."""
-    metadata = {name: json.dumps(pool.facts[name]) for name in FACTS}
+    """Write a pool; its facts go into the metadata, as one JSON text.
+
+    Of several entries safetensors writes now one first and now another; the same pool is to have
+    the same bytes.
+    """
+    metadata = {"diffii": json.dumps({name: pool.facts[name] for name in FACTS})}
     tensors = {name: tensor.contiguous() for name, tensor in pool.tensors.items()}
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
@@ -87,8 +91,7 @@ def load_pool(path: Path, argument: str = "--inversions") -> Pool:
         raise UserError(f"{argument}: expected a file that `invert` wrote, {path} is not a file")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            facts = {name: json.loads(metadata[name]) for name in FACTS}
+            facts = json.loads((file.metadata() or {})["diffii"])
             # safetensors sorts by name, the folder's order is kept in the facts.
             tensors = {name: file.get_tensor(name) for name in facts["files"]}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
