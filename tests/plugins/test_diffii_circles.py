@@ -45,7 +45,7 @@ def test_pairs_are_uniform_over_unordered_pairs():
 
 def test_angles_go_all_around_and_shares_between():
     angles = draw_angles("paper", 10_000, torch.Generator().manual_seed(0))
-    assert angles.dtype == torch.float64 and 0 <= angles.min() and angles.max() < 2 * math.pi
+    assert angles.dtype == torch.float64 and angles.min() >= 0 and angles.max() < 2 * math.pi
     # Mean pi, standard error 2 pi / sqrt(12) / 100: five of them.
     assert abs(float(angles.mean()) - math.pi) < 0.1
     assert draw_angles("slerp", 1000, torch.Generator()).max() < 1
@@ -90,7 +90,9 @@ def test_seeds_suffixes_and_norms_are_drawn():
 
 
 def test_a_class_of_one_and_pairs_on_no_circle():
-    with pytest.raises(UserError, match="class 'dog' has 1 inversion; circle interpolation needs 2"):
+    with pytest.raises(
+        UserError, match="class 'dog' has 1 inversion; circle interpolation needs 2"
+    ):
         plan(pool((3, 1)), Settings(), {})
     found = plan(pool((3, 1)), Settings(single="noise"), {})
     lonely = [image for image in found.images if image.label == "dog"]

@@ -5,8 +5,9 @@ import warnings
 import pytest
 import torch
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 
+import diffusers
 from pyext_plugins.diffii.schedule import denoise, make_schedulers, renoise, set_steps
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

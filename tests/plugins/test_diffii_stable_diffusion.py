@@ -53,7 +53,9 @@ def test_the_plain_prompt_comes_in_at_its_step(folder, fraction, first, guidance
     texts = ["in snow" if fraction else "", "at night" if fraction else ""]
     seen = asked(model, Guide(["cat", "dog"], texts, fraction, guidance))
     plain = model._embed(["a photo of a cat", "a photo of a dog"])
-    suffixed = model._embed([f"a photo of a cat {texts[0]}".strip(), f"a photo of a dog {texts[1]}".strip()])
+    suffixed = model._embed(
+        [f"a photo of a cat {texts[0]}".strip(), f"a photo of a dog {texts[1]}".strip()]
+    )
     none = model._embed([""] * 2)
     for step, prompts in enumerate(seen):
         wanted = suffixed if step < first else plain
@@ -66,9 +68,7 @@ def test_pictures_go_through_the_whole_of_it(folder, tmp_path):
     (tmp_path / "suffixes.txt").write_text("in snow\n\nat night\n")
     concepts = tmp_path / "concepts.json"
     concepts.write_text(json.dumps({"cat": "v1 cat"}))
-    settings = Settings(
-        2, 4, suffixes=("in snow", "at night"), suffix_fraction=0.3, batch=3
-    )
+    settings = Settings(2, 4, suffixes=("in snow", "at night"), suffix_fraction=0.3, batch=3)
     out = tmp_path / "out"
     options = Options(folder, prompt="photo of {}", concepts=concepts, threads=1)
     commands.augment(data, out, options, 5, settings)
@@ -117,7 +117,9 @@ def test_learned_tokens_and_lora_change_what_is_asked(folder, tmp_path):
     from peft import LoraConfig, get_peft_model_state_dict
 
     unet = plain.pipeline.unet
-    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
+    unet.add_adapter(
+        LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_q", "to_v"])
+    )
     state = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=state)
     adapted, base = load(folder, lora=tmp_path / "pytorch_lora_weights.safetensors"), load(folder)
