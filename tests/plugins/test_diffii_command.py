@@ -180,7 +180,7 @@ def test_processes_share_the_work(data, model, tmp_path, monkeypatch):
             device=device,
             wait_for_everyone=lambda: None,
         )
-        monkeypatch.setattr(work, "PartialState", lambda process=process: process)
+        monkeypatch.setattr(work, "PartialState", lambda process=process, **more: process)
         commands.generate(inversions, tmp_path / "shared", options(model), SMALL)
         made.append(len(list((tmp_path / "shared").glob("images/*/*.png"))))
     assert made == [8, 16]

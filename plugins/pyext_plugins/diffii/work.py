@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -68,12 +68,14 @@ class Run:
 
     @contextmanager
     def progress(self, label: str, batches: int, steps: int) -> Iterator[Tick]:
-        """A bar over the steps of this process's batches; gives what to call after each step.
+        """The first process's bar over its steps; gives what to call after each step.
 
         The call raises `Interrupted` after Ctrl-C.
         """
         done = 0
-        with progress_bar(label, batches * steps) as move:
+        no_bar = nullcontext(lambda done, figure: None)
+        bar = progress_bar(label, batches * steps) if self.state.is_main_process else no_bar
+        with bar as move:
 
             def tick() -> None:
                 nonlocal done
@@ -91,7 +93,7 @@ def running(output: Path) -> Iterator[Run]:
     make_output_folder(output)
     with interruptible() as stopped, one_line_if_unwritable(output):
         try:
-            yield Run(PartialState(), output, stopped)
+            yield Run(PartialState(cpu=not torch.cuda.is_available()), output, stopped)
         except Interrupted:
             print("interrupted; the same command goes on", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
