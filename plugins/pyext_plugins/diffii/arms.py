@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyext_plugins.diffii import _circle as circle
+from pyext.ops import circle
 from pyext_plugins.diffii.circles import draw_angles, draw_pairs
 from pyext_plugins.diffii.digits import CLASSES, Draw, Pictures
 from pyext_plugins.diffii.models import Guide

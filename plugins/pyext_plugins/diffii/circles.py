@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pyext.errors import UserError
 
-NORMS = ("paper", "unit", "gauss", "lerp", "slerp")
 BETWEEN = ("lerp", "slerp")  # which go from one inversion to the other, not around
 
 
@@ -35,12 +34,6 @@ def draw_angles(norm: str, count: int, generator: torch.Generator) -> Tensor:
     share of the way from one inversion to the other, in [0, 1)."""
     uniform = torch.rand(count, generator=generator, dtype=torch.float64)
     return uniform if norm in BETWEEN else 2 * math.pi * uniform
-
-
-def angle_between(gram: Tensor) -> Tensor:
-    """alpha in radians, [P], of pairs with these squared norms and products [P, 3]."""
-    a, b, product = gram.unbind(1)
-    return torch.atan2((a * b - product.square()).clamp_min(0).sqrt(), product)
 
 
 def noise(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyext.interface.circle import NORMS
 from torch import Tensor
 
 from pyext.errors import UserError, did_you_mean
 from pyext.files import whole_file
-from pyext_plugins.diffii import _circle as circle
-from pyext_plugins.diffii.circles import NORMS, angle_between, draw_angles, draw_pairs, noise
+from pyext.ops import circle
+from pyext_plugins.diffii.circles import draw_angles, draw_pairs, noise
 from pyext_plugins.diffii.pool import Pool
 
 NAME = "manifest.jsonl"
@@ -214,7 +215,7 @@ def _plan_class(
     found = circle.interp(
         pool.all, pairs, angles[:, None], norm=settings.norm, on_degenerate="first"
     )
-    alphas, images = angle_between(found.gram).tolist(), []
+    alphas, images = _angles_between(found.gram), []
     dimensions = pool.all[0].numel()
     lengths = found.gram[:, :2].sqrt()
     lengths = torch.cat([lengths, found.z.double().flatten(1).norm(dim=1)[:, None]], 1)
@@ -231,6 +232,12 @@ def _plan_class(
         image = (pair, (first, second), alphas[k], float(angles[k]), texts[k], None, norms)
         images.append(Image(identity, name, *image))
     return images
+
+
+def _angles_between(gram: Tensor) -> list[float]:
+    """alpha of each pair: phi is lambda alpha, and lambda is 1."""
+    ones = torch.ones(len(gram), 1, dtype=torch.float64)
+    return [float(alpha) for alpha in circle.phi_from_lambda(gram, ones)]
 
 
 def _of_noise(pool: Pool, name: str, identity: str, suffix: str, seed: int) -> Image:

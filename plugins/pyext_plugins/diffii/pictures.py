@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyext_plugins.diffii import _circle as circle
+from pyext.ops import circle
 from pyext_plugins.diffii.arms import GUIDANCE
 from pyext_plugins.diffii.digits import CLASSES, Pictures
 from pyext_plugins.diffii.models import Guide, to_bytes

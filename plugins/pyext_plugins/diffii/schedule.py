@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from torch import Tensor
 
-from pyext_plugins.diffii import _circle as circle
+from pyext.ops import circle
 
 PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("trailing", "leading")
@@ -42,7 +42,8 @@ def make_schedulers(
             whatever their numbers of steps; or "leading", as the authors have it.
 
     Raises:
-        ValueError: the model predicts what cannot be inverted, or the spacing is unknown.
+        ValueError: the model predicts what cannot be inverted, its last timestep is noise alone, or
+            the spacing is unknown.
 
     Warns:
         UserWarning: the model's scheduler clips; steps that clip cannot be inverted, so neither
@@ -55,10 +56,10 @@ def make_schedulers(
         )
     if spacing not in SPACINGS:
         raise ValueError(f"spacing: expected 'trailing' or 'leading', got {spacing!r}")
-    if prediction == "epsilon" and config.get("rescale_betas_zero_snr"):
+    if config.get("rescale_betas_zero_snr"):
         raise ValueError(
-            "scheduler: rescale_betas_zero_snr=True has no signal left at its last timestep, from "
-            "which prediction_type 'epsilon' cannot start; expected 'v_prediction'"
+            "scheduler: expected rescale_betas_zero_snr=False, got True: no image is left "
+            "at its last timestep, so that inversions would all be the model's prediction alone"
         )
     for name in ("clip_sample", "thresholding"):
         if config.get(name):
@@ -118,14 +119,14 @@ def denoise(
         guidance: weight of the conditional prediction.
     """
     here, before = _levels(scheduler, timestep, scheduler.final_alpha_cumprod)
-    coefficients = _coefficients(scheduler, here, before, len(x))
+    coefficients = _coefficients(scheduler, here, before, x)
     return circle.ddim_affine_step(predicted, x, coefficients, guidance=guidance, cfg=cfg)
 
 
 def renoise(predicted: Tensor, x: Tensor, scheduler: DDIMInverseScheduler, timestep: int) -> Tensor:
     """x [B, *S] at the timestep before ``timestep`` taken to it; predicted [B, *S]."""
     here, before = _levels(scheduler, timestep, scheduler.initial_alpha_cumprod)
-    coefficients = _coefficients(scheduler, before, here, len(x))
+    coefficients = _coefficients(scheduler, before, here, x)
     return circle.ddim_affine_step(predicted, x, coefficients)
 
 
@@ -136,9 +137,9 @@ def _levels(scheduler: Any, timestep: int, clean: Tensor) -> tuple[Tensor, Tenso
     return alphas[timestep], alphas[before] if before >= 0 else clean
 
 
-def _coefficients(scheduler: Any, start: Tensor, end: Tensor, batch: int) -> Tensor:
-    both = circle.ddim_coefficients(start[None], end[None], scheduler.config.prediction_type)
-    return both.expand(batch, 2).contiguous()
+def _coefficients(scheduler: Any, start: Tensor, end: Tensor, x: Tensor) -> Tensor:
+    both = circle.ddim_coefficients(start, end, scheduler.config.prediction_type)
+    return both.to(x.device)
 
 
 def scheduler_text(scheduler: DDIMScheduler) -> dict[str, Any]:
