@@ -35,6 +35,13 @@ def test_the_generator_is_trained_once(tmp_path, monkeypatch):
     second = demo.train(digits, tmp_path / "generator", 1, 1)
     for name, tensor in first.unet.state_dict().items():
         assert torch.equal(tensor, second.unet.state_dict()[name]), name
+    draw, folder = digits.draw(2, 0), tmp_path / "generator"
+    taught = generator.taught(first.unet, digits, draw, 1, folder).state_dict()
+    monkeypatch.setattr(generator, "learn_concepts", None)
+    again = generator.taught(second.unet, digits, draw, 1, folder).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in taught.items())
+    with pytest.raises(TypeError):  # of other steps: taught anew
+        generator.taught(second.unet, digits, draw, 2, folder)
 
 
 def test_the_generator_is_the_size_that_is_said():

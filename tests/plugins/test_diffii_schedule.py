@@ -59,7 +59,9 @@ def test_what_cannot_be_inverted_is_refused_or_said():
         make_schedulers({"prediction_type": "sample"})
     with pytest.raises(ValueError, match="spacing: expected 'trailing' or 'leading', got 'linspa"):
         make_schedulers({}, "linspace")
-    with pytest.raises(ValueError, match="expected rescale_betas_zero_snr=False, got True: no image"):
+    with pytest.raises(
+        ValueError, match="expected rescale_betas_zero_snr=False, got True: no image"
+    ):
         make_schedulers({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
     for name in ("clip_sample", "thresholding"):
         with pytest.warns(UserWarning, match=f"has {name}=True, used is {name}=False"):

@@ -10,14 +10,19 @@ import copy
 import math
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pyext.files import whole_file
 from pyext_plugins.diffii.digits import CAPTIONS, CLASSES, SIDE, Digits, Draw
+from pyext_plugins.digest import digest
 
 NULL = CLASSES  # the token that says nothing
 FIRST_CAPTION = CLASSES + 1
@@ -155,3 +160,22 @@ def learn_concepts(unet: UNet2DModel, digits: Digits, draw: Draw, steps: int) ->
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return unet.eval()
+
+
+def taught(unet: UNet2DModel, digits: Digits, draw: Draw, steps: int, folder: Path) -> UNet2DModel:
+    """As `learn_concepts`; kept in a folder, from which it is taken the next time."""
+    path = folder / f"concepts-{draw.shots}-{draw.number}.safetensors"
+    identity = {"generator": digest(unet), "steps": str(steps)}
+    if path.exists():
+        try:
+            with safe_open(path, framework="pt") as file:
+                if file.metadata() == identity:
+                    found = make_unet()
+                    found.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                    return found.eval()
+        except SafetensorError:
+            pass  # cut off while something else wrote it: made anew
+    found = learn_concepts(unet, digits, draw, steps)
+    with whole_file(path) as temporary:
+        save_file(found.state_dict(), temporary, metadata=identity)
+    return found

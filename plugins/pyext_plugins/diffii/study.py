@@ -5,15 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor
 
 from pyext_plugins.diffii import arms, measures
 from pyext_plugins.diffii.arms import ARMS, STRENGTHS
 from pyext_plugins.diffii.classifier import accuracy
 from pyext_plugins.diffii.digits import CLASSES, Digits, Draw, Pictures
-from pyext_plugins.diffii.generator import NULL, learn_concepts, make_scheduler
+from pyext_plugins.diffii.generator import NULL, make_scheduler, taught
 from pyext_plugins.diffii.pixels import PixelModel
 
 LABELS = {str(k): k for k in range(CLASSES)}
@@ -65,10 +67,11 @@ class Study:
 
     Args:
         unet: the trained generator, not changed.
+        folder: for what it is taught of each labelled set.
     """
 
-    def __init__(self, digits: Digits, unet: torch.nn.Module, size: Size) -> None:
-        self.digits, self.unet, self.size = digits, unet, size
+    def __init__(self, digits: Digits, unet: UNet2DModel, size: Size, folder: Path) -> None:
+        self.digits, self.unet, self.size, self.folder = digits, unet, size, folder
         self.arms = {arm: Arm() for arm in ARMS}
         self.without_concepts: float | None = None  # faithfulness of circle, on the first draw
         self.errors: list[float] = []
@@ -99,13 +102,13 @@ class Study:
         pairs = zip(self.arms[better].by_draw(), self.arms[worse].by_draw(), strict=True)
         return [first - second for first, second in pairs]
 
-    def _model(self, unet: torch.nn.Module, labels: dict[str, int]) -> PixelModel:
-        model = PixelModel(unet, make_scheduler().config, labels, NULL)  # type: ignore[arg-type]
+    def _model(self, unet: UNet2DModel, labels: dict[str, int]) -> PixelModel:
+        model = PixelModel(unet, make_scheduler().config, labels, NULL)
         model.set_steps(self.size.steps, self.size.inversion_steps)
         return model
 
     def _invert(self, draw: Draw) -> Inverted:
-        unet = learn_concepts(self.unet, self.digits, draw, self.size.concept_steps)  # type: ignore[arg-type]
+        unet = taught(self.unet, self.digits, draw, self.size.concept_steps, self.folder)
         model = self._model(unet, LABELS)
         names = [str(k) for k in draw.train.labels.tolist()]
         images = draw.train.images
