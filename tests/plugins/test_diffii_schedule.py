@@ -38,6 +38,8 @@ def test_steps_are_those_of_diffusers(prediction, spacing, config):
         assert torch.equal(
             forward.step(predicted, t, x, return_dict=False)[0], denoise(predicted, x, forward, t)
         )
+    last = forward.step(predicted, t, x).prev_sample
+    assert torch.equal(last, denoise(predicted, x, forward, t))
     for t in inverse.timesteps.tolist():
         expected = back.step(predicted, t, x).prev_sample
         scale = 1e-5

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
 from pyext.ops import circle
@@ -28,7 +29,7 @@ class AffineDDIM(DDIMScheduler):
     ) -> Any:
         """From ``timestep`` to the one before it."""
         before = denoise(model_output, sample, self, int(timestep))
-        return {"prev_sample": before} if return_dict else (before,)
+        return DDIMSchedulerOutput(prev_sample=before) if return_dict else (before,)
 
 
 def make_schedulers(
