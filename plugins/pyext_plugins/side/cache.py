@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyext.errors import UserError
 from pyext.files import whole_file
-from pyext_plugins.side.files import digest
+from pyext_plugins.digest import digest
 from pyext_plugins.side.model import SideModel, last_block_alone
 from pyext_plugins.side.sherl import SherlSide
 from pyext_plugins.side.table import Batch

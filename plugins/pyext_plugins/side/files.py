@@ -6,18 +6,17 @@ is not peft's to load: peft registers only methods that its own list of types na
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pyext.errors import UserError
 from pyext.files import whole_file
+from pyext_plugins.digest import digest
 from pyext_plugins.side.base import Beside
 from pyext_plugins.side.config import SideConfig, config_from_json
 from pyext_plugins.side.model import attach
@@ -46,16 +45,6 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
             prefix = f"{name}.side." if name else "side."
             wanted |= {prefix + key for key in module.side.state_dict()}
     return {name: tensor for name, tensor in model.state_dict().items() if name in wanted}
-
-
-def digest(backbone: nn.Module) -> str:
-    """SHA-256 of a backbone's tensors, by name."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(backbone.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(flat.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def save_adapter(model: nn.Module, folder: str | Path, **facts: Any) -> None:

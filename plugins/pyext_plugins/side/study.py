@@ -14,12 +14,13 @@ import torch
 from pyext import environment
 from pyext.errors import UserError
 from pyext.report import Report, Value
+from pyext_plugins.digest import digest
 from pyext_plugins.progress import progress_bar
 from pyext_plugins.session import go_on
 from pyext_plugins.side.arms import LORA_RANK, Classifier, build, load_encoder, longest
 from pyext_plugins.side.cache import TapCache
 from pyext_plugins.side.config import SideConfig
-from pyext_plugins.side.files import digest, save_adapter, side_model
+from pyext_plugins.side.files import save_adapter, side_model
 from pyext_plugins.side.memory import RESIDENT, SAVED
 from pyext_plugins.side.model import SideModel
 from pyext_plugins.side.sherl import SherlSide

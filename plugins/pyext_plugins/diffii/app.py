@@ -1,0 +1,170 @@
+"""The command line: `pyext diffii invert`, `generate` and `augment`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)
+
+Data = Annotated[Path, typer.Argument(help="Folder with a folder of pictures for each class.")]
+ModelFolder = Annotated[
+    Path, typer.Option("--model", help="Folder of a diffusers pipeline: Stable Diffusion, or DDPM.")
+]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")]
+Prompt = Annotated[
+    str | None,
+    typer.Option(help="With {} for the class's concept.", show_default="a photo of a {}"),
+]
+Concepts = Annotated[
+    Path | None,
+    typer.Option(help="JSON object from class to its text, or its label in a model of pixels."),
+]
+NullLabel = Annotated[
+    int | None, typer.Option(help="A pixel model's label for no class; guidance needs it.")
+]
+Embeddings = Annotated[
+    list[Path] | None, typer.Option("--embedding", help="File of learned tokens; repeatable.")
+]
+Lora = Annotated[Path | None, typer.Option(help="Safetensors file of LoRA weights.")]
+InversionSteps = Annotated[int, typer.Option(help="DDIM steps of inversion.")]
+Steps = Annotated[int, typer.Option(help="DDIM steps of generation.")]
+Spacing = Annotated[
+    str, typer.Option(help="Of timesteps: trailing, or leading as in the authors' code.")
+]
+Guidance = Annotated[float, typer.Option(help="Weight of classifier-free guidance; 1 is none.")]
+Suffixes = Annotated[
+    Path | None, typer.Option(help="Text file; a line of it follows the prompt in the first stage.")
+]
+SuffixFraction = Annotated[
+    float, typer.Option(help="Share of the timesteps, noisiest first, that is the first stage.")
+]
+Norm = Annotated[
+    str, typer.Option(help="Starting points: paper, unit or gauss circles; lerp, slerp.")
+]
+Single = Annotated[str, typer.Option(help="For a class of one picture: raise, or noise.")]
+Degenerate = Annotated[str, typer.Option(help="For a pair on no circle: raise, or noise.")]
+Expansion = Annotated[int, typer.Option(help="Images for each original.")]
+Batch = Annotated[int, typer.Option(help="Images in a batch of the U-Net.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
+Threads = Annotated[int | None, typer.Option(help="Of the CPU; bytes are the same for the same.")]
+
+
+@app.command()
+def invert(
+    data: Data,
+    model: ModelFolder,
+    output: Output,
+    prompt: Prompt = None,
+    concepts: Concepts = None,
+    null_label: NullLabel = None,
+    embeddings: Embeddings = None,
+    lora: Lora = None,
+    inversion_steps: InversionSteps = 200,
+    spacing: Spacing = "trailing",
+    batch: Batch = 8,
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+) -> None:
+    """Invert the pictures of a folder to noise; write inversions.safetensors.
+
+    Run the same command again to go on after Ctrl-C or a crash: the result is the same. Under
+    `accelerate launch -m pyext.cli` several processes share the work.
+    """
+    from pyext_plugins.diffii.commands import Options, invert
+
+    options = Options(
+        model, prompt, concepts, null_label, tuple(embeddings or ()), lora, spacing, dtype, threads
+    )
+    invert(data, output, options, inversion_steps, batch)
+
+
+@app.command()
+def generate(
+    inversions: Annotated[Path, typer.Option(help="What `invert` wrote.")],
+    model: ModelFolder,
+    output: Output,
+    prompt: Prompt = None,
+    concepts: Concepts = None,
+    null_label: NullLabel = None,
+    embeddings: Embeddings = None,
+    lora: Lora = None,
+    steps: Steps = 25,
+    guidance: Guidance = 7.5,
+    suffixes: Suffixes = None,
+    suffix_fraction: SuffixFraction = 0.0,
+    norm: Norm = "paper",
+    single: Single = "raise",
+    degenerate: Degenerate = "raise",
+    expansion: Expansion = 5,
+    batch: Batch = 8,
+    seed: Seed = 0,
+    spacing: Spacing = "trailing",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Make this image of the manifest again, by the manifest's settings."),
+    ] = None,
+) -> None:
+    """Generate images from places on circles; write a folder of them and manifest.jsonl.
+
+    Run the same command again to go on after Ctrl-C or a crash. An image's bytes depend on the
+    manifest, the model, the versions it names, the kind of machine and the number of threads.
+    """
+    from pyext_plugins.diffii.commands import Options, generate, regenerate
+    from pyext_plugins.diffii.loading import read_suffixes
+    from pyext_plugins.diffii.manifest import Settings
+
+    options = Options(
+        model, prompt, concepts, null_label, tuple(embeddings or ()), lora, spacing, dtype, threads
+    )
+    if only is not None:
+        regenerate(inversions, output, options, only)
+        return
+    texts = read_suffixes(suffixes)
+    drawn = (norm, single, degenerate, batch, seed)
+    settings = Settings(expansion, steps, guidance, texts, suffix_fraction, *drawn)
+    generate(inversions, output, options, settings)
+
+
+@app.command()
+def augment(
+    data: Data,
+    model: ModelFolder,
+    output: Output,
+    prompt: Prompt = None,
+    concepts: Concepts = None,
+    null_label: NullLabel = None,
+    embeddings: Embeddings = None,
+    lora: Lora = None,
+    inversion_steps: InversionSteps = 200,
+    steps: Steps = 25,
+    guidance: Guidance = 7.5,
+    suffixes: Suffixes = None,
+    suffix_fraction: SuffixFraction = 0.0,
+    norm: Norm = "paper",
+    single: Single = "raise",
+    degenerate: Degenerate = "raise",
+    expansion: Expansion = 5,
+    batch: Batch = 8,
+    seed: Seed = 0,
+    spacing: Spacing = "trailing",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+) -> None:
+    """Invert the pictures of a folder and generate more of each class: both commands in one."""
+    from pyext_plugins.diffii.commands import Options, augment
+    from pyext_plugins.diffii.loading import read_suffixes
+    from pyext_plugins.diffii.manifest import Settings
+
+    options = Options(
+        model, prompt, concepts, null_label, tuple(embeddings or ()), lora, spacing, dtype, threads
+    )
+    texts = read_suffixes(suffixes)
+    drawn = (norm, single, degenerate, batch, seed)
+    settings = Settings(expansion, steps, guidance, texts, suffix_fraction, *drawn)
+    augment(data, output, options, inversion_steps, settings)
