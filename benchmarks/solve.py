@@ -119,42 +119,55 @@ def energies(layer: Layer) -> list[Tensor]:
     ]
 
 
-def cross_norm(x: Tensor, merged: Tensor) -> Tensor:
-    """||x^T merged||_F, which only sets a small ridge: float32 will do.
+@dataclass(frozen=True)
+class Collected:
+    """What the single models' run leaves, once: no later solve touches their inputs again."""
 
-    Of few tokens from their own products, of many from a sketch by 64 random signs.
-    """
-    rows, d = x.shape
-    if rows <= d:
-        return ((x @ x.T) * (merged @ merged.T)).sum().clamp(min=0).sqrt().double()
-    signs = random(64, d, seed=50).sign()
-    return ((x @ signs.T).T @ merged).norm().double() / 8
+    lam: Tensor  # [N], weights of the tasks
+    h: list[Tensor]  # [M, r] each, inputs projected on the adapters
+    sketch: list[Tensor]  # [M, 64], inputs by random signs; or the inputs, of few tokens
 
 
-def run_solve(shape: Shape) -> Run:
-    """All of a layer: weights of the tasks, sums, solution, the dense update for comparison.
-
-    The outputs of the single models, whose energy the weights need, pass by in a hook: given.
-    """
-    layer = make_layer(shape)
-    d = shape.width
-    squares = energies(layer)
+def collect(layer: Layer) -> Collected:
     outputs = [
         x @ layer.base.T + SCALE * (x @ a.T) @ b.T
         for x, a, b in zip(layer.x, layer.a, layer.b, strict=True)
     ]
+    energy = torch.zeros(TASKS, dtype=torch.float64)
+    for i, y in enumerate(outputs):
+        ops.sumsq_acc_(energy[i : i + 1], y)
+    h = [x @ a.T for x, a in zip(layer.x, layer.a, strict=True)]
+    few = layer.shape.tokens <= layer.shape.width
+    signs = random(64, layer.shape.width, seed=50).sign()
+    sketch = [x if few else x @ signs.T / 8 for x in layer.x]
+    return Collected(torch.stack(energies(layer)) / energy, h, sketch)
+
+
+def cross_norm(sketch: Tensor, merged: Tensor) -> Tensor:
+    """||x^T merged||_F, which only sets a small ridge: float32 will do.
+
+    Of few tokens from their own products, of many from a sketch by 64 random signs.
+    """
+    if sketch.shape == merged.shape:
+        return ((sketch @ sketch.T) * (merged @ merged.T)).sum().clamp(min=0).sqrt().double()
+    return (sketch.T @ merged).norm().double()
+
+
+def run_solve(shape: Shape) -> Run:
+    """A solve of one layer, as each iteration or sweep has one, and the dense update to compare.
+
+    Its inputs are those of the merged model; what the single models' run left is given.
+    """
+    layer = make_layer(shape)
+    single = collect(layer)
 
     def run() -> Outputs:
-        energy = torch.zeros(TASKS, dtype=torch.float64)
-        for i in range(TASKS):
-            ops.sumsq_acc_(energy[i : i + 1], outputs[i])
-        lam = torch.stack(squares) / energy
-        h = [x @ a.T for x, a in zip(layer.x, layer.a, strict=True)]
-        ridge = [ALPHA * cross_norm(*pair) for pair in zip(layer.x, layer.merged, strict=True)]
-        if 2 * TASKS * shape.tokens <= d:
-            z = by_tokens(layer, h, lam, torch.stack(ridge))
+        pairs = zip(single.sketch, layer.merged, strict=True)
+        ridge = [ALPHA * cross_norm(*pair) for pair in pairs]
+        if 2 * TASKS * shape.tokens <= shape.width:
+            z = by_tokens(layer, single.h, single.lam, torch.stack(ridge))
         else:
-            z = by_channels(layer, h, lam, ridge)
+            z = by_channels(layer, single.h, single.lam, ridge)
         return [torch.cat(layer.b, 1).double() @ z]
 
     return run
