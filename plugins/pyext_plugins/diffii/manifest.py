@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyext.interface.circle import NORMS
 from torch import Tensor
 
 from pyext.errors import UserError, did_you_mean
 from pyext.files import whole_file
+from pyext.interface.circle import NORMS
 from pyext.ops import circle
 from pyext_plugins.diffii.circles import draw_angles, draw_pairs, noise
 from pyext_plugins.diffii.pool import Pool
