@@ -70,6 +70,7 @@ class System:
         self._right: list[Tensor] = []
         self._pull: list[Tensor] = []
         self._energy = torch.zeros((), **self._sum64)
+        self._rows = 0
         full = settings.target == "full"
         self._shift = torch.zeros(self.d, self.d, **self._sum64) if full else None
         self._shift_ridge = torch.zeros(self.d, **self._sum64)
@@ -83,6 +84,7 @@ class System:
         """
         ridge, pull = self._regulariser(statistics)
         lam = torch.full((1, 1), weight, **self._sum64)
+        self._rows += statistics.rows
         self._gram += gram_combine(statistics.gram[None], lam, torch.zeros_like(lam))
         self._ridge += weight * ridge
         self._energy += weight * statistics.energy(self.name)
@@ -102,8 +104,13 @@ class System:
         """The update of least error. To be called once: the sums are overwritten.
 
         Raises:
-            UserError: the sums are not finite.
+            UserError: the sums are not finite, or too few for a solution without a regulariser.
         """
+        if self.settings.alpha == 0 and self._rows < self.d:
+            raise UserError(
+                f"--alpha: 0 needs at least {self.d} tokens at {self.name}, got {self._rows}; "
+                "choose one above 0, such as 1e-4"
+            )
         self._gram.diagonal(dim1=-2, dim2=-1).add_(self._ridge)
         if self._shift is not None:
             return self._solve_full()
