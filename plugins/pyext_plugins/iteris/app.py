@@ -62,6 +62,7 @@ def merge(
     """
     # What is heavy is imported when the command runs: help must not wait for it.
     from pyext_plugins.iteris.command import run
+    from pyext_plugins.iteris.processes import joined
 
     settings = Settings(
         alpha=alpha,
@@ -74,14 +75,16 @@ def merge(
         energy=energy,
         seed=seed,
     )
-    run(
-        method,
-        base,
-        adapter,
-        samples or [],
-        weight or [],
-        output,
-        settings,
-        batch=batch,
-        max_length=max_length,
-    )
+    with joined() as process:
+        run(
+            method,
+            base,
+            adapter,
+            samples or [],
+            weight or [],
+            output,
+            settings,
+            batch=batch,
+            max_length=max_length,
+            process=process,
+        )
