@@ -46,7 +46,6 @@ def _factored_svd(
     u: Tensor,
     v: Tensor,
     rank: int,
-    # The dispatcher leaves out arguments that are the schema's defaults.
     chol: Tensor | None = None,
     energy: float = 0.0,
     balance: bool = True,
@@ -120,7 +119,8 @@ def _truncate_dense(
     # Of the difference itself: that of two nearly equal sums of squares would be rounding.
     cut = (weighed - b @ a).square().sum((-2, -1))
     err = _share(cut, weighed.square().sum((-2, -1)))
-    return b, _unweighed(a, chol), values.contiguous(), err
+    a = _unweighed(a, chol)
+    return b.contiguous(), a.contiguous(), values.contiguous(), err
 
 
 _library.impl("solve_truncate_dense", _truncate_dense, "CompositeExplicitAutograd")
