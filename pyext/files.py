@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,3 +48,30 @@ def make_output_folder(path: Path) -> None:
         raise UserError(
             f"--output: expected a folder to write to, got {path}: {error.strerror}"
         ) from error
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a new folder beside ``path``; on success move it there, on error remove it.
+
+    Raises:
+        UserError: ``path`` exists already.
+    """
+    if path.exists():
+        raise UserError(f"--output: {path} exists already; choose another name, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(0o666 & ~mask)
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        temporary.chmod(0o777 & ~mask)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
