@@ -1,0 +1,111 @@
+"""A base run under the updates of a task or of the merger, up to the modules of interest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyext_plugins.iteris.adapters import LowRank
+from pyext_plugins.iteris.tasks import Batch
+
+
+class _Reached(Exception):
+    """All that was wanted of a forward pass is there."""
+
+
+class Brancher:
+    """Runs a model whose modules give more than their weights do: updates added from outside.
+
+    The model is left as it was found. It is run in evaluation mode and without a cache.
+
+    Args:
+        model: a base.
+        names: of modules that ever get an update.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self.model = model
+        modules = dict(model.named_modules())
+        self.modules = {name: modules[name] for name in names}
+        self._updates: Mapping[str, LowRank] = {}
+        self._wanted: Mapping[str, int] = {}
+        self._found: dict[str, list[Tensor]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """While it lasts, `inputs` and `outputs` can be called."""
+        was_training, config = self.model.training, getattr(self.model, "config", None)
+        caching = getattr(config, "use_cache", None)
+        hooks = []
+        for name, module in self.modules.items():
+            hooks.append(module.register_forward_pre_hook(self._before(name)))
+            hooks.append(module.register_forward_hook(self._after(name)))
+        try:
+            self.model.eval()
+            if config is not None and caching:
+                config.use_cache = False
+            with torch.no_grad():
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.model.train(was_training)
+            if config is not None and caching:
+                config.use_cache = caching
+
+    def inputs(
+        self, batch: Batch, updates: Mapping[str, LowRank], wanted: Mapping[str, int]
+    ) -> dict[str, Tensor]:
+        """What modules read, without what was filled up, [rows, d] each.
+
+        Args:
+            updates: added to the modules of these names.
+            wanted: how often each module is called; the run ends when all have been.
+        """
+        self._updates, self._wanted, self._found = updates, wanted, {}
+        try:
+            self.model(**batch.inputs)
+        except _Reached:
+            pass
+        finally:
+            self._updates, self._wanted = {}, {}
+        rows = {name: [batch.rows(x) for x in found] for name, found in self._found.items()}
+        self._found = {}
+        return {name: torch.cat(own) if len(own) > 1 else own[0] for name, own in rows.items()}
+
+    def output(self, name: str, x: Tensor, update: LowRank | None) -> Tensor:
+        """What a module gives, its update included and its bias not, for rows x [rows, d]."""
+        module = self.modules[name]
+        y = module(x) if update is None else module(x) + low_rank_output(update, x)
+        return y if getattr(module, "bias", None) is None else y - module.bias
+
+    def _before(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if name in self._wanted:
+                self._found.setdefault(name, []).append(args[0])
+                if all(len(self._found.get(n, ())) >= k for n, k in self._wanted.items()):
+                    raise _Reached
+
+        return hook
+
+    def _after(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            update = self._updates.get(name)
+            return None if update is None else output + low_rank_output(update, args[0])
+
+        return hook
+
+
+def low_rank_output(update: LowRank, x: Tensor) -> Tensor:
+    """What an update gives for x [..., d], in its dtype, [..., o]."""
+    a, b = update.a.to(x), update.b.to(x)
+    return F.linear(F.linear(x, a), b) * update.scale
