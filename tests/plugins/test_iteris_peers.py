@@ -1,17 +1,16 @@
 """Ways to merge LoRAs: what any of them must keep, and what each of them is."""
 
-from pathlib import Path
-
 import merging
 import pytest
 import torch
+from pyext_plugins.iteris.adapters import LowRank, load_adapter
+from pyext_plugins.iteris.applied import applied
+from pyext_plugins.iteris.peers import PEERS, Options, Problem, merge
+from pyext_plugins.iteris.tasks import Task
 
 from pyext.errors import UserError
-from pyext_plugins.iteris.adapters import Adapter, LowRank, load_adapter
-from pyext_plugins.iteris.applied import applied
-from pyext_plugins.iteris.peers import PEERS, Options, Task, merge
 
-WIDTHS = {"first": (12, 10), "deep.first": (10, 12), "deep.second": (9, 9)}  # o, d
+WIDTHS = {"first": (12, 10), "deep.first": (10, 12), "deep.second": (9, 9)}  # output, input
 OWN = ["mean", "soup-uniform", "soup-greedy", "regmean"]
 TIMES_SCALING = 2e-6  # float32 factors, a few products each
 
@@ -46,7 +45,7 @@ def grams(count, rows=40):
 
 
 def task(*adapters, **options):
-    return Task(
+    return Problem(
         adapters,
         Options(**options),
         grams=lambda: grams(len(adapters)),
@@ -62,7 +61,7 @@ def weighted(adapters, weights):
     """What a weighted sum is, by its definition."""
     found = {}
     for own, weight in zip(adapters, weights, strict=True):
-        for name, update in own.modules.items():
+        for name, update in own.updates.items():
             found[name] = found.get(name, 0) + weight * update.delta()
     return found
 
@@ -79,18 +78,18 @@ def assert_same(found, wanted, tolerance=TIMES_SCALING):
 def test_one_adapter_of_weight_1_is_itself(name, rank, scale):
     one = adapter(0, rank, scale)
     merged = merge(name, task(one, weights=(1.0,), scale=1.0, density=1.0))
-    assert_same(deltas(merged), deltas(one.modules), 1e-5)
+    assert_same(deltas(merged), deltas(one.updates), 1e-5)
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_one_adapter_of_rank_stabilised_scale_is_itself_from_its_folder(name, tmp_path):
     folder = merging.lora("bert", 1, tmp_path / "a", use_rslora=True, rank_pattern={"0.*value": 2})
-    one = load_adapter(folder)
-    eyes = {key: torch.eye(update.shape[1]).double() for key, update in one.modules.items()}
+    one = Task("one", load_adapter(folder).modules, [])
+    eyes = {key: torch.eye(update.shape[1]).double() for key, update in one.updates.items()}
     alone = Task(
         [one], Options((1.0,), scale=1.0, density=1.0), lambda: [eyes], lambda modules: 1.0
     )
-    assert_same(deltas(merge(name, alone)), deltas(one.modules), 1e-5)
+    assert_same(deltas(merge(name, alone)), deltas(one.updates), 1e-5)
 
 
 @pytest.mark.parametrize("name", [*OWN, "task-arithmetic", "peft-cat", "peft-svd"])
@@ -100,7 +99,7 @@ def test_the_order_of_adapters_does_not_matter(name):
 
     def merged(order):
         adapters, own = zip(*(pairs[i] for i in order), strict=True)
-        alike = Task(adapters, Options(rank=6), lambda: own, lambda modules: 1.0)
+        alike = Problem(adapters, Options(rank=6), lambda: own, lambda modules: 1.0)
         return deltas(merge(name, alike))
 
     assert_same(merged((2, 0, 1)), merged((0, 1, 2)), 1e-5)
@@ -120,19 +119,17 @@ def test_the_result_gives_the_weighted_sum_of_outputs(name):
             return model(x).double()
 
     base = model(x).double().detach()
-    parts = [w * (out(own.modules) - base) for w, own in zip(weights, adapters, strict=True)]
+    parts = [w * (out(own.updates) - base) for w, own in zip(weights, adapters, strict=True)]
     torch.testing.assert_close(out(merged) - base, sum(parts), rtol=1e-5, atol=1e-4)
 
 
 def test_bf16_factors_are_summed_in_float32():
     adapters = adapter(0), adapter(1)
     halves = [
-        Adapter(
+        Task(
             own.name,
-            own.folder,
-            {},
-            "",
-            {k: LowRank(u.a.bfloat16(), u.b.bfloat16(), u.scale) for k, u in own.modules.items()},
+            {k: LowRank(u.a.bfloat16(), u.b.bfloat16(), u.scale) for k, u in own.updates.items()},
+            [],
         )
         for own in adapters
     ]
@@ -175,23 +172,23 @@ def test_regmean_solves_its_least_squares_problem(shrink):
         slope = scale = 0
         for each, gram in zip(adapters, own, strict=True):
             shrunk = shrink * gram[name] + (1 - shrink) * torch.diag(gram[name].diagonal())
-            slope = slope + (update.delta() - each.modules[name].delta()) @ shrunk
-            scale = scale + each.modules[name].delta() @ shrunk
+            slope = slope + (update.delta() - each.updates[name].delta()) @ shrunk
+            scale = scale + each.updates[name].delta() @ shrunk
         assert slope.norm() <= 1e-5 * scale.norm()
 
 
 def test_regmean_with_equal_isotropic_grams_is_the_mean():
     adapters = adapter(0), adapter(1)
     eye = {name: torch.eye(d).double() for name, (_, d) in WIDTHS.items()}
-    found = merge("regmean", Task(adapters, grams=lambda: [eye, eye]))
+    found = merge("regmean", Problem(adapters, grams=lambda: [eye, eye]))
     assert_same(deltas(found), weighted(adapters, (0.5, 0.5)))
 
 
 def test_regmean_pulls_a_module_that_one_adapter_lacks_towards_nothing():
     whole, part = adapter(0), adapter(1, modules={"first": WIDTHS["first"]})
     eye = {name: torch.eye(d).double() for name, (_, d) in WIDTHS.items()}
-    found = merge("regmean", Task((whole, part), grams=lambda: [eye, eye]))
-    wanted = whole.modules["deep.first"].delta() / 2
+    found = merge("regmean", Problem((whole, part), grams=lambda: [eye, eye]))
+    wanted = whole.updates["deep.first"].delta() / 2
     assert_same({"m": found["deep.first"].delta()}, {"m": wanted})
 
 
@@ -202,7 +199,7 @@ def test_a_greedy_soup_leaves_out_what_lowers_the_metric():
     def score(modules):
         return -float((modules["first"].delta() - goal).norm())
 
-    found = merge("soup-greedy", Task((bad, good, better), score=score))
+    found = merge("soup-greedy", Problem((bad, good, better), score=score))
     assert_same(deltas(found), weighted((good, better), (0.5, 0.5)))
 
 
@@ -234,11 +231,11 @@ def test_bad_options_are_refused(name, options, message):
 
 
 def test_what_is_lacking_is_named():
-    with pytest.raises(UserError, match="adapters: expected at least one, got none"):
-        merge("mean", Task(()))
+    with pytest.raises(UserError, match="tasks: expected at least one, got none"):
+        merge("mean", Problem(()))
     with pytest.raises(UserError, match="regmean: expected samples"):
-        merge("regmean", Task((adapter(0),)))
+        merge("regmean", Problem((adapter(0),)))
     with pytest.raises(UserError, match="soup-greedy: expected a metric"):
-        merge("soup-greedy", Task((adapter(0),)))
+        merge("soup-greedy", Problem((adapter(0),)))
     with pytest.raises(UserError, match="peft-linear: All adapters must have the same r value"):
         merge("peft-linear", task(adapter(0, 2), adapter(1, 3)))

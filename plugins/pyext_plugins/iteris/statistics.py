@@ -186,4 +186,3 @@ def collect(
     for statistics in found.values():
         statistics.check(task.name)
     return found
-

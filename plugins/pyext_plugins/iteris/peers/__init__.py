@@ -1,8 +1,8 @@
 """What IterIS is compared with: other ways to merge LoRAs, by name, with one signature.
 
-    from pyext_plugins.iteris.peers import Options, Task, merge
+    from pyext_plugins.iteris.peers import Options, Problem, merge
 
-    modules = merge("mean", Task(adapters, Options(rank=8)))
+    modules = merge("mean", Problem(tasks, Options(rank=8)))
 
 `PEERS` lists them. An importer needs no peft until a method of peft is used.
 """
@@ -16,7 +16,7 @@ from pyext_plugins.iteris.peers.registry import (
     Options,
     Peer,
     Score,
-    Task,
+    Problem,
     find,
     merge,
 )
@@ -28,7 +28,7 @@ __all__ = [
     "Options",
     "Peer",
     "Score",
-    "Task",
+    "Problem",
     "find",
     "merge",
 ]

@@ -6,23 +6,23 @@ from collections.abc import Sequence
 
 import torch
 
-from pyext_plugins.iteris.adapters import Adapter, LowRank
-from pyext_plugins.iteris.peers.registry import Modules, Task, peer
+from pyext_plugins.iteris.peers.registry import Modules, Problem, peer
 from pyext_plugins.iteris.peers.truncation import truncate
+from pyext_plugins.iteris.tasks import LowRank, Task
 
 
-def weighted_sum(adapters: Sequence[Adapter], weights: Sequence[float]) -> Modules:
+def weighted_sum(tasks: Sequence[Task], weights: Sequence[float]) -> Modules:
     """sum_i w_i s_i B_i A_i of every module that any adapter has, of rank sum_i r_i at most.
 
     Float64 where factors are; else float32. An adapter without the module adds nothing to it, and
     one of weight 0 nothing to any.
     """
     found: Modules = {}
-    for module in sorted({name for adapter in adapters for name in adapter.modules}):
+    for module in sorted({name for task in tasks for name in task.updates}):
         parts = [
-            (adapter.modules[module], weight)
-            for adapter, weight in zip(adapters, weights, strict=True)
-            if module in adapter.modules and weight != 0
+            (task.updates[module], weight)
+            for task, weight in zip(tasks, weights, strict=True)
+            if module in task.updates and weight != 0
         ]
         if parts:
             found[module] = concatenated(parts)
@@ -38,12 +38,12 @@ def concatenated(parts: Sequence[tuple[LowRank, float]]) -> LowRank:
 
 
 @peer("mean", "the weighted mean of the updates")
-def mean(task: Task) -> Modules:
-    weights = task.options.weights_of(task.adapters)
-    return truncate(weighted_sum(task.adapters, weights), task.options.rank)
+def mean(problem: Problem) -> Modules:
+    weights = problem.options.weights_of(problem.tasks)
+    return truncate(weighted_sum(problem.tasks, weights), problem.options.rank)
 
 
 @peer("task-arithmetic", "the sum of the updates, scaled (Ilharco et al. 2023)")
-def task_arithmetic(task: Task) -> Modules:
-    weights = [task.options.scale] * len(task.adapters)
-    return truncate(weighted_sum(task.adapters, weights), task.options.rank)
+def task_arithmetic(problem: Problem) -> Modules:
+    weights = [problem.options.scale] * len(problem.tasks)
+    return truncate(weighted_sum(problem.tasks, weights), problem.options.rank)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pyext.errors import UserError, did_you_mean
-from pyext_plugins.iteris.adapters import Adapter, LowRank
+from pyext_plugins.iteris.adapters import LowRank
+from pyext_plugins.iteris.tasks import Task
 
 Modules = dict[str, LowRank]
 Grams = Mapping[str, Tensor]
@@ -20,7 +21,7 @@ class Options:
     """Settings of all peers; each reads its own.
 
     Args:
-        weights: of the adapters, any sign; None for 1/N each.
+        weights: of the tasks, any sign; None for 1/N each.
         rank: of the result, at most; None for as much as it takes, or for the adapters' largest in
             the methods of peft that cut by an SVD.
         scale: of task arithmetic, for each update; 0.4 is what its authors take without a
@@ -48,13 +49,13 @@ class Options:
         _expect("shrink", self.shrink, "in [0, 1]", 0 <= self.shrink <= 1)
         _expect("ridge", self.ridge, "at least 0", self.ridge >= 0)
 
-    def weights_of(self, adapters: Sequence[Adapter]) -> list[float]:
+    def weights_of(self, tasks: Sequence[Task]) -> list[float]:
         """One for each adapter.
 
         Raises:
             UserError: there are more or fewer.
         """
-        count = len(adapters)
+        count = len(tasks)
         if self.weights is None:
             return [1 / count] * count
         _expect("weights", self.weights, f"one for each of {count}", len(self.weights) == count)
@@ -67,26 +68,26 @@ def _expect(name: str, value: object, wanted: str, met: bool) -> None:
 
 
 @dataclass(frozen=True)
-class Task:
+class Problem:
     """What is merged.
 
     Args:
-        adapters: at least one, of one base.
+        tasks: at least one; of each, its name and the updates of its adapter are used.
         options: of the peer.
-        grams: gives, for each adapter, X^T X / rows [d, d] by module, float64, of the inputs X that
+        grams: gives, for each task, X^T X / rows [d, d] by module, float64, of the inputs X that
             the model with this adapter alone sees; None where there are no samples.
         score: of merged modules, larger is better; None where there is no metric.
     """
 
-    adapters: Sequence[Adapter]
+    tasks: Sequence[Task]
     options: Options = field(default_factory=Options)
     grams: Callable[[], Sequence[Grams]] | None = None
     score: Score | None = None
 
     @property
     def modules(self) -> list[str]:
-        """Names of the modules that any adapter has an update of, sorted."""
-        return sorted({name for adapter in self.adapters for name in adapter.modules})
+        """Names of the modules that any task has an update of, sorted."""
+        return sorted({name for task in self.tasks for name in task.updates})
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,12 @@ class Peer:
         name: on the command line.
         summary: one line.
         merge: the function.
-        needs: of the task's optional parts: "grams" or "score"; nothing for most.
+        needs: of the problem's optional parts: "grams" or "score"; nothing for most.
     """
 
     name: str
     summary: str
-    merge: Callable[[Task], Modules] = field(repr=False)
+    merge: Callable[[Problem], Modules] = field(repr=False)
     needs: str | None = None
 
 
@@ -111,10 +112,10 @@ PEERS: dict[str, Peer] = {}
 
 def peer(
     name: str, summary: str, needs: str | None = None
-) -> Callable[[Callable[[Task], Modules]], Callable[[Task], Modules]]:
+) -> Callable[[Callable[[Problem], Modules]], Callable[[Problem], Modules]]:
     """Register the function under a name."""
 
-    def register(merge: Callable[[Task], Modules]) -> Callable[[Task], Modules]:
+    def register(merge: Callable[[Problem], Modules]) -> Callable[[Problem], Modules]:
         PEERS[name] = Peer(name, summary, merge, needs)
         return merge
 
@@ -134,21 +135,21 @@ def find(name: str) -> Peer:
     return PEERS[name]
 
 
-def merge(name: str, task: Task) -> Modules:
+def merge(name: str, problem: Problem) -> Modules:
     """Merge by the peer of this name.
 
     Returns:
         Updates by module, each on its own memory.
 
     Raises:
-        UserError: there is no such peer, it needs what the task does not have, or an option is
+        UserError: there is no such peer, it needs what the problem does not have, or an option is
             wrong.
     """
     own = find(name)
-    if not task.adapters:
-        raise UserError("adapters: expected at least one, got none")
-    if own.needs == "grams" and task.grams is None:
+    if not problem.tasks:
+        raise UserError("tasks: expected at least one, got none")
+    if own.needs == "grams" and problem.grams is None:
         raise UserError(f"{name}: expected samples, from which it takes the layers' inputs")
-    if own.needs == "score" and task.score is None:
+    if own.needs == "score" and problem.score is None:
         raise UserError(f"{name}: expected a metric, by which it chooses")
-    return own.merge(task)
+    return own.merge(problem)

@@ -12,25 +12,25 @@ import torch
 from torch import Tensor
 
 from pyext_plugins.iteris.adapters import LowRank
-from pyext_plugins.iteris.peers.registry import Modules, Options, Task, peer
+from pyext_plugins.iteris.peers.registry import Modules, Options, Problem, peer
 from pyext_plugins.iteris.peers.truncation import truncate
 
 
 @peer("regmean", "RegMean: least squares on the inputs that the single adapters see", "grams")
-def regmean(task: Task) -> Modules:
+def regmean(problem: Problem) -> Modules:
     """Weights scale the Grams; equal ones are the paper's."""
-    assert task.grams is not None
-    weights, grams = task.options.weights_of(task.adapters), task.grams()
+    assert problem.grams is not None
+    weights, grams = problem.options.weights_of(problem.tasks), problem.grams()
     found: Modules = {}
-    for module in task.modules:
+    for module in problem.modules:
         own = torch.stack(
             [
-                weight * conditioned(gram[module], task.options)
+                weight * conditioned(gram[module], problem.options)
                 for weight, gram in zip(weights, grams, strict=True)
             ]
         )
-        found[module] = _solve([adapter.modules.get(module) for adapter in task.adapters], own)
-    return truncate(found, task.options.rank)
+        found[module] = _solve([task.updates.get(module) for task in problem.tasks], own)
+    return truncate(found, problem.options.rank)
 
 
 def conditioned(gram: Tensor, options: Options) -> Tensor:

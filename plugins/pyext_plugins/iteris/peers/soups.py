@@ -4,33 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyext_plugins.iteris.adapters import Adapter
 from pyext_plugins.iteris.peers.means import weighted_sum
-from pyext_plugins.iteris.peers.registry import Modules, Task, peer
+from pyext_plugins.iteris.peers.registry import Modules, Problem, peer
 from pyext_plugins.iteris.peers.truncation import truncate
+from pyext_plugins.iteris.tasks import Task
 
 
 @peer("soup-uniform", "a uniform soup: the plain mean of the updates, whatever the weights")
-def uniform(task: Task) -> Modules:
-    return truncate(_soup(task.adapters), task.options.rank)
+def uniform(problem: Problem) -> Modules:
+    return truncate(_soup(problem.tasks), problem.options.rank)
 
 
-@peer(
-    "soup-greedy", "a greedy soup: adapters join the mean while the metric does not fall", "score"
-)
-def greedy(task: Task) -> Modules:
+@peer("soup-greedy", "a greedy soup: tasks join the mean while the metric does not fall", "score")
+def greedy(problem: Problem) -> Modules:
     """From the adapter that scores best alone to the one that scores worst."""
-    score = task.score
+    score = problem.score
     assert score is not None
-    alone = {adapter.folder: score(_soup([adapter])) for adapter in task.adapters}
-    first, *others = sorted(task.adapters, key=lambda adapter: -alone[adapter.folder])
-    chosen, best = [first], alone[first.folder]
-    for adapter in others:
-        reached = score(_soup([*chosen, adapter]))
+    alone = {task.name: score(_soup([task])) for task in problem.tasks}
+    first, *others = sorted(problem.tasks, key=lambda task: -alone[task.name])
+    chosen, best = [first], alone[first.name]
+    for task in others:
+        reached = score(_soup([*chosen, task]))
         if reached >= best:
-            chosen, best = [*chosen, adapter], reached
-    return truncate(_soup(chosen), task.options.rank)
+            chosen, best = [*chosen, task], reached
+    return truncate(_soup(chosen), problem.options.rank)
 
 
-def _soup(adapters: Sequence[Adapter]) -> Modules:
-    return weighted_sum(adapters, [1 / len(adapters)] * len(adapters))
+def _soup(tasks: Sequence[Task]) -> Modules:
+    return weighted_sum(tasks, [1 / len(tasks)] * len(tasks))

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from pyext.errors import UserError
-from pyext_plugins.iteris.adapters import Adapter, LowRank
-from pyext_plugins.iteris.peers.registry import Modules, Task, peer
+from pyext_plugins.iteris.peers.registry import Modules, Problem, peer
 from pyext_plugins.iteris.peers.truncation import truncate
+from pyext_plugins.iteris.tasks import LowRank, Task
 
 MERGED = "merged"
-# What each does, and whether the rank of its result follows from the adapters'.
+# What each does, and whether the rank of its result follows from the tasks'.
 WAYS = {
     "linear": "A and B averaged apart from each other, by the square roots of the weights",
     "cat": "the weighted sum, factors side by side",
@@ -37,10 +37,10 @@ WAYS = {
 }
 
 
-def _register(way: str, summary: str) -> Callable[[Task], Modules]:
+def _register(way: str, summary: str) -> Callable[[Problem], Modules]:
     @peer(f"peft-{way.replace('_', '-')}", f"peft's {way}: {summary}")
-    def merge(task: Task) -> Modules:
-        return truncate(_merge(way, task), task.options.rank)
+    def merge(problem: Problem) -> Modules:
+        return truncate(_merge(way, problem), problem.options.rank)
 
     return merge
 
@@ -49,51 +49,51 @@ for _way, _summary in WAYS.items():
     _register(_way, _summary)
 
 
-def _merge(way: str, task: Task) -> Modules:
-    adapters, options = task.adapters, task.options
-    weights = options.weights_of(adapters)
+def _merge(way: str, problem: Problem) -> Modules:
+    tasks, options = problem.tasks, problem.options
+    weights = options.weights_of(tasks)
     if "ties" in way:
-        # TIES divides by how many adapters agree on an entry: their weights count against 1, not
+        # TIES divides by how many tasks agree on an entry: their weights count against 1, not
         # against 1/N.
-        weights = [weight * len(adapters) for weight in weights]
-    names = [f"adapter{number}" for number in range(len(adapters))]
+        weights = [weight * len(tasks) for weight in weights]
+    names = [f"adapter{number}" for number in range(len(tasks))]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on what the skeleton is not
         torch.manual_seed(options.seed)
-        model = _inject(adapters, names)
+        model = _inject(tasks, names)
         rank = options.rank if way.endswith("svd") else None
         more = {} if way in ("linear", "cat", "svd") else {"density": options.density}
         try:
             model.add_weighted_adapter(names, weights, MERGED, way, svd_rank=rank, **more)
         except ValueError as error:
             raise UserError(f"peft-{way.replace('_', '-')}: {error}") from error
-    return {name: _read(model.model.get_submodule(name)) for name in task.modules}
+    return {name: _read(model.model.get_submodule(name)) for name in problem.modules}
 
 
-def _inject(adapters: Sequence[Adapter], names: Sequence[str]) -> Any:
-    """A LoraModel of peft on the skeleton, with all the adapters on it."""
+def _inject(tasks: Sequence[Task], names: Sequence[str]) -> Any:
+    """A LoraModel of peft on the skeleton, with all the tasks on it."""
     from peft import LoraConfig, LoraModel
 
-    skeleton = _skeleton({name: up for each in adapters for name, up in each.modules.items()})
+    skeleton = _skeleton({name: up for each in tasks for name, up in each.updates.items()})
     configs = {
         name: LoraConfig(
-            r=max(update.rank for update in adapter.modules.values()),
+            r=max(update.rank for update in task.updates.values()),
             lora_alpha=1,
-            target_modules="|".join(map(re.escape, adapter.modules)),
-            rank_pattern={_only(key): update.rank for key, update in adapter.modules.items()},
+            target_modules="|".join(map(re.escape, task.updates)),
+            rank_pattern={_only(key): update.rank for key, update in task.updates.items()},
             alpha_pattern={
-                _only(key): update.scale * update.rank for key, update in adapter.modules.items()
+                _only(key): update.scale * update.rank for key, update in task.updates.items()
             },
         )
-        for name, adapter in zip(names, adapters, strict=True)
+        for name, task in zip(names, tasks, strict=True)
     }
     model = LoraModel(skeleton, configs[names[0]], names[0])
     for name in names[1:]:
         # PeftModel's way to add one; LoraModel itself offers no other.
         model.peft_config[name] = configs[name]
         model.inject_adapter(model.model, name)
-    for name, adapter in zip(names, adapters, strict=True):
-        for key, update in adapter.modules.items():
+    for name, task in zip(names, tasks, strict=True):
+        for key, update in task.updates.items():
             layer: Any = model.model.get_submodule(key)
             layer.lora_A[name].weight.data = update.a.float().clone()
             layer.lora_B[name].weight.data = update.b.float().clone()
