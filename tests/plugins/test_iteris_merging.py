@@ -196,9 +196,7 @@ def test_residuals_are_what_the_layer_is_off_by(net):
 def test_modules_of_one_input_are_one_group(net):
     merging = Merging(net, [make_task(1)], Settings())
     assert [group.modules for group in merging.groups] == [
-        group
-        for b in range(3)
-        for group in ((f"blocks.{b}.q", f"blocks.{b}.k"), (f"blocks.{b}.v",))
+        group for b in range(3) for group in ((f"blocks.{b}.q", f"blocks.{b}.k"), (f"blocks.{b}.v",))
     ]
 
 

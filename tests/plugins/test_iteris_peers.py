@@ -21,16 +21,10 @@ def adapter(seed, rank=3, scale=1.0, modules=WIDTHS):
     def factor(*shape):
         return torch.randn(shape, generator=generator)
 
-    return Adapter(
-        f"task{seed}",
-        Path(f"/task{seed}"),
-        {},
-        "",
-        {
-            name: LowRank(factor(rank, d), factor(o, rank), scale)
-            for name, (o, d) in modules.items()
-        },
-    )
+    updates = {
+        name: LowRank(factor(rank, d), factor(o, rank), scale) for name, (o, d) in modules.items()
+    }
+    return Task(f"task{seed}", updates, [])
 
 
 def grams(count, rows=40):
@@ -86,7 +80,7 @@ def test_one_adapter_of_rank_stabilised_scale_is_itself_from_its_folder(name, tm
     folder = merging.lora("bert", 1, tmp_path / "a", use_rslora=True, rank_pattern={"0.*value": 2})
     one = Task("one", load_adapter(folder).modules, [])
     eyes = {key: torch.eye(update.shape[1]).double() for key, update in one.updates.items()}
-    alone = Task(
+    alone = Problem(
         [one], Options((1.0,), scale=1.0, density=1.0), lambda: [eyes], lambda modules: 1.0
     )
     assert_same(deltas(merge(name, alone)), deltas(one.updates), 1e-5)

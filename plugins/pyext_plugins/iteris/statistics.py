@@ -186,3 +186,4 @@ def collect(
     for statistics in found.values():
         statistics.check(task.name)
     return found
+

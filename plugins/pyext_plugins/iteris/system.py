@@ -172,7 +172,9 @@ class System:
         kept = min(int((shares < self.settings.energy).sum()) + 1, most)
         return b[:, :kept], a[:kept], max(0.0, 1 - float(shares[kept - 1])) ** 0.5
 
-    def _spd_solve(self, right: Tensor, half: bool) -> tuple[Tensor, Tensor, float, int, float]:
+    def _spd_solve(
+        self, right: Tensor, half: bool
+    ) -> tuple[Tensor, Tensor, float, int, float]:
         """z, s, condition, rung and jitter; the Gram becomes its Cholesky factor."""
         z, s, info, jitter, rcond = spd_solve(
             self._gram, right[None], half=half, inplace_factor=True

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from pyext_plugins.iteris.adapters import LowRank
 from pyext_plugins.iteris.peers.registry import Modules, Problem, peer
 from pyext_plugins.iteris.peers.truncation import truncate
-from pyext_plugins.iteris.tasks import LowRank, Task
+from pyext_plugins.iteris.tasks import Task
 
 
 def weighted_sum(tasks: Sequence[Task], weights: Sequence[float]) -> Modules:

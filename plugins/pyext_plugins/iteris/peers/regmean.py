@@ -1,9 +1,9 @@
 """RegMean (Jin et al. 2023) of LoRAs, in the form in which its result is a LoRA again.
 
 Row convention: W [o, d] maps a row x to x W^T. With the Gram G_i = X_i^T X_i / rows of the model
-with adapter i alone, RegMean is W = (sum_i W_i G_i) (sum_i G_i)^-1. All W_i share the base's weight,
-so the update is sum_i s_i B_i A_i G_i (sum_i G_i)^-1: B_1 ... B_N side by side, times the solution Z
-of Z (sum_i G_i) = [s_i A_i G_i] stacked.
+with adapter i alone, RegMean is W = (sum_i W_i G_i) (sum_i G_i)^-1. All W_i share the base's
+weight, so the update is sum_i s_i B_i A_i G_i (sum_i G_i)^-1: B_1 ... B_N side by side, times the
+solution Z of Z (sum_i G_i) = [s_i A_i G_i] stacked.
 """
 
 from __future__ import annotations

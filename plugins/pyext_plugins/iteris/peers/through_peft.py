@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from pyext.errors import UserError
+from pyext_plugins.iteris.adapters import LowRank
 from pyext_plugins.iteris.peers.registry import Modules, Problem, peer
 from pyext_plugins.iteris.peers.truncation import truncate
-from pyext_plugins.iteris.tasks import LowRank, Task
+from pyext_plugins.iteris.tasks import Task
 
 MERGED = "merged"
 # What each does, and whether the rank of its result follows from the tasks'.
