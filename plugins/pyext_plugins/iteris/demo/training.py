@@ -18,9 +18,7 @@ from pyext_plugins.iteris.adapters import LowRank, load_adapter
 MADE_BY = "made_by.json"
 
 
-def cached(
-    folder: Path, settings: Mapping[str, Any], make: Callable[[Path], None]
-) -> Path:
+def cached(folder: Path, settings: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
     """A folder that ``make`` fills; as it is if it was made under the same settings.
 
     Raises:
