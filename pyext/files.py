@@ -67,6 +67,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         os.umask(mask)
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o666 & ~mask)
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
         temporary.chmod(0o777 & ~mask)

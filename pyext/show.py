@@ -26,7 +26,9 @@ def show_rows(rows: Sequence[Mapping[str, Value]], title: str | None = None) -> 
     for column in rows[0]:
         table.add_column(Text(column))
     for row in rows:
-        table.add_row(*(Text(_cell(row.get(column))) for column in rows[0]))
+        # Folded where the terminal is narrow: the end of a name is often what tells it apart.
+        cells = (_cell(row.get(column)) for column in rows[0])
+        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
     Console().print(table)
 
 

@@ -75,3 +75,48 @@ def lora(kind, seed, folder, targets=None, strength=0.3, named=None, **more):
 def change_config(folder, **entries):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+WORDS = "red green blue old new big small dog cat bird runs sleeps sings and or not".split()
+
+
+def save_base(kind, folder):
+    """Write a base and a tokenizer of a few words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    base(kind).save_pretrained(folder)
+    numbers = {word: number for number, word in enumerate(["[PAD]", "[END]", "[UNK]", *WORDS])}
+    own = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=own, pad_token="[PAD]", eos_token="[END]", unk_token="[UNK]"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_samples(path, seed, count=12, target=False):
+    """Write lines of random words; with ``target``, each with a second text."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def text():
+        length = int(torch.randint(3, 9, (1,), generator=generator))
+        numbers = torch.randint(0, len(WORDS), (length,), generator=generator).tolist()
+        return " ".join(WORDS[number] for number in numbers)
+
+    rows = [{"text": text(), **({"target": text()} if target else {})} for _ in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def make_case(kind, folder, **more):
+    """A base, two LoRAs of other ranks and modules, and their samples: arguments of `merge`."""
+    save_base(kind, folder / "base")
+    lora(kind, 1, folder / "a", named="tiny")
+    lora(kind, 2, folder / "b", named="tiny", r=2, use_rslora=True, targets=TARGETS[kind][:1])
+    for seed, name in enumerate("ab"):
+        save_samples(folder / f"{name}.jsonl", seed, target=kind == "t5", **more)
+    arguments = ["iteris", "merge", "--base", str(folder / "base"), "-o", str(folder / "out")]
+    for name in "ab":
+        arguments += ["--adapter", str(folder / name), "--samples", str(folder / f"{name}.jsonl")]
+    return arguments

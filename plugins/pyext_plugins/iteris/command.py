@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from pyext_plugins.iteris.methods import METHODS
 from pyext_plugins.iteris.plan import GIB, Plan, make_plan
 from pyext_plugins.iteris.samples import make_batches
 from pyext_plugins.iteris.settings import Settings
+from pyext_plugins.iteris.table import readable
 from pyext_plugins.iteris.tasks import Task
 from pyext_plugins.progress import interruptible
 from pyext_plugins.session import REPORT, exit_interrupted, go_on, one_line_if_unwritable
@@ -61,7 +61,7 @@ def run(
         merged = merger.result()
         write(output, merged, plan.adapters, base)
         shutil.rmtree(work)
-    show_rows(merged.report.rows, title=merged.report.title)
+    show_rows(readable(merged.report.rows, [task.name for task in tasks]), merged.report.title)
     print(f"{output}: {len(merged.modules)} modules of {len(tasks)} adapters, merged by {method}")
 
 
