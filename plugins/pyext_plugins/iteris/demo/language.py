@@ -65,7 +65,7 @@ class Study:
         model: tuple[nn.Module, Any] | None = None,
         names: Sequence[str] = NAMES,
     ) -> None:
-        self.training, self.names = training, names
+        self.folder, self.training, self.names = folder, training, names
         self.encoder, self.tokenizer = model or _load()
         self.encoder.requires_grad_(False).eval()
         self.texts = {name: read_task(name, training.sizes) for name in names}
