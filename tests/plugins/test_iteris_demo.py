@@ -5,7 +5,6 @@ import torch
 
 pytest.importorskip("sklearn")
 
-import merging
 from pyext_plugins.data import readers
 from pyext_plugins.data.readers import Texts
 from pyext_plugins.iteris.demo import digits, digits_table, language, language_table, texts
@@ -14,6 +13,7 @@ from pyext_plugins.iteris.demo.run import run
 from pyext_plugins.iteris.demo.training import cached
 
 from pyext.errors import UserError
+from tests.plugins import merging
 
 QUICK = Training(base_steps=5, steps=5, batch=16)
 SMALL = texts.Sizes(train=12, validate=4, test=8)

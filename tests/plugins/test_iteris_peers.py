@@ -1,6 +1,5 @@
 """Ways to merge LoRAs: what any of them must keep, and what each of them is."""
 
-import merging
 import pytest
 import torch
 from pyext_plugins.iteris.adapters import LowRank, load_adapter
@@ -9,6 +8,7 @@ from pyext_plugins.iteris.peers import PEERS, Options, Problem, merge
 from pyext_plugins.iteris.tasks import Task
 
 from pyext.errors import UserError
+from tests.plugins import merging
 
 WIDTHS = {"first": (12, 10), "deep.first": (10, 12), "deep.second": (9, 9)}  # output, input
 OWN = ["mean", "soup-uniform", "soup-greedy", "regmean"]
