@@ -77,7 +77,7 @@ def change_config(folder, **entries):
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
-WORDS = "red green blue old new big small dog cat bird runs sleeps sings and or not".split()
+WORDS = ["red", "green", "blue", "old", "new", "dog", "cat", "runs", "sleeps", "sings", "and"]
 
 
 def save_base(kind, folder):

@@ -1,5 +1,7 @@
 """IterIS against the formulas evaluated densely, and what must hold whatever the numbers are."""
 
+import copy
+
 import pytest
 import torch
 from pyext_plugins.iteris import statistics
@@ -70,9 +72,7 @@ def make_task(seed, names=NAMES, rank=RANK, samples=6, shift=0.0, weight=1.0):
 
 
 def inputs(net, task, updates, names):
-    """Everything that modules read, by plain hooks on a copy with the updates inside its weights."""
-    import copy
-
+    """What modules read, by plain hooks on a copy with the updates inside its weights."""
     own, found = copy.deepcopy(net), {name: [] for name in names}
     for name, module in own.named_modules():
         if name in updates:
@@ -196,7 +196,9 @@ def test_residuals_are_what_the_layer_is_off_by(net):
 def test_modules_of_one_input_are_one_group(net):
     merging = Merging(net, [make_task(1)], Settings())
     assert [group.modules for group in merging.groups] == [
-        group for b in range(3) for group in ((f"blocks.{b}.q", f"blocks.{b}.k"), (f"blocks.{b}.v",))
+        group
+        for b in range(3)
+        for group in ((f"blocks.{b}.q", f"blocks.{b}.k"), (f"blocks.{b}.v",))
     ]
 
 

@@ -113,7 +113,8 @@ class Base:
         lacking: list[str] | None = None
         for name in dict.fromkeys(self._class_names(adapters)):
             kind = getattr(transformers, name, None)
-            if kind is None:
+            own = getattr(kind, "config_class", None)
+            if kind is None or (own is not None and not isinstance(self.config, own)):
                 continue
             try:
                 skeleton = self._skeleton(kind, name)

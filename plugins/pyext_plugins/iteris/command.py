@@ -45,6 +45,9 @@ def run(
     if method not in METHODS:
         hint = did_you_mean(method, METHODS)
         raise UserError(f"--method: expected {', '.join(METHODS)}, got {method!r}.{hint}")
+    for option, number in (("--batch", batch), ("--max-length", max_length)):
+        if number < 1:
+            raise UserError(f"{option}: expected at least 1, got {number}")
     work = output.parent / f".{output.name}.work"
     if output.exists():
         raise UserError(f"--output: {output} exists already; choose another name, or remove it")

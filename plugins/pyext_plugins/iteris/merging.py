@@ -216,9 +216,7 @@ def _same(one: Mapping[str, LowRank], other: Mapping[str, LowRank]) -> bool:
     )
 
 
-def merge(
-    model: nn.Module, tasks: Sequence[Task], settings: Settings | None = None
-) -> Merged:
+def merge(model: nn.Module, tasks: Sequence[Task], settings: Settings | None = None) -> Merged:
     """Merge adapters of one base by IterIS.
 
     Args:

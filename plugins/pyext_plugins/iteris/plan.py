@@ -80,6 +80,9 @@ def make_plan(
         raise UserError(
             f"--weight: expected one for each of {len(adapters)} adapters, got {len(weights)}"
         )
+    for weight in weights:
+        if not 0 < weight < float("inf"):
+            raise UserError(f"--weight: expected numbers above 0, got {weight}")
     own = _named_apart([load_adapter(folder) for folder in adapters])
     _check_bases(own)
     texts = [read_samples(path) for path in samples]

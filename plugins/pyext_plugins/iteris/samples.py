@@ -37,9 +37,7 @@ def read_samples(path: Path) -> Samples:
         raise UserError(f"--samples: {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--samples: {path} is not UTF-8 text: {error}") from error
-    rows = [
-        _row(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()
-    ]
+    rows = [_row(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
         raise UserError(f"--samples: {path}: expected at least one sample, got none")
     targets = [target for _, target in rows if target is not None]

@@ -1,4 +1,4 @@
-"""What a task's samples say about the inputs of a group of modules: sums over tokens, in float64."""
+"""What a task's samples say about the inputs of modules: sums over tokens, in float64."""
 
 from __future__ import annotations
 
@@ -186,4 +186,3 @@ def collect(
     for statistics in found.values():
         statistics.check(task.name)
     return found
-

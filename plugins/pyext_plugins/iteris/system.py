@@ -172,18 +172,14 @@ class System:
         kept = min(int((shares < self.settings.energy).sum()) + 1, most)
         return b[:, :kept], a[:kept], max(0.0, 1 - float(shares[kept - 1])) ** 0.5
 
-    def _spd_solve(
-        self, right: Tensor, half: bool
-    ) -> tuple[Tensor, Tensor, float, int, float]:
+    def _spd_solve(self, right: Tensor, half: bool) -> tuple[Tensor, Tensor, float, int, float]:
         """z, s, condition, rung and jitter; the Gram becomes its Cholesky factor."""
-        z, s, info, jitter, rcond = spd_solve(
-            self._gram, right[None], half=half, inplace_factor=True
-        )
-        if int(info) < 0:
-            raise UserError(
-                f"{self.name}: the equations cannot be solved: the sums over the samples are not "
-                "finite"
+        try:
+            z, s, info, jitter, rcond = spd_solve(
+                self._gram, right[None], half=half, inplace_factor=True
             )
+        except ValueError as error:
+            raise UserError(f"{self.name}: its equations cannot be solved: {error}") from error
         condition = 1 / float(rcond) if float(rcond) > 0 else math.inf
         return z[0], s[0] if half else s, condition, int(info), float(jitter)
 
