@@ -1,17 +1,18 @@
 """`pyext iteris compare` and, by the same names, the peers in `pyext iteris merge`."""
 
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from pyext_plugins.iteris.adapters import load_adapter
+from pyext_plugins.iteris.app import app
 from pyext_plugins.iteris.applied import applied
 from pyext_plugins.iteris.compare.run import METHODS
 from pyext_plugins.iteris.peers import PEERS
+from typer.testing import CliRunner
 
-from pyext.cli import main
+from pyext.errors import UserError
 from tests.plugins import merging
 
 METRIC = '''
@@ -44,15 +45,16 @@ number = 3
 
 
 @pytest.fixture
-def pyext(monkeypatch, capfd):
-    """Run the command in this process: exit code, stdout, stderr."""
+def pyext():
+    """Run a command of the app: exit code, what was printed, and what was wrong."""
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pyext", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capfd.readouterr()
-        return SimpleNamespace(code=end.value.code, out=out, err=err)
+    def run(name, *arguments):
+        done = CliRunner().invoke(app, [str(own) for own in arguments])
+        if isinstance(done.exception, UserError):
+            return SimpleNamespace(code=2, out=done.output, err=str(done.exception))
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return SimpleNamespace(code=done.exit_code, out=done.output, err="")
 
     return run
 

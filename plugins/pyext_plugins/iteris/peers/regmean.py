@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyext.reference.solve import spd_solve
 from pyext_plugins.iteris.adapters import LowRank
 from pyext_plugins.iteris.peers.registry import Modules, Options, Problem, peer
 from pyext_plugins.iteris.peers.truncation import truncate
@@ -46,15 +47,6 @@ def _solve(updates: list[LowRank | None], grams: Tensor) -> LowRank:
     have no update of it."""
     pairs = [(update, gram) for update, gram in zip(updates, grams, strict=True) if update]
     right = torch.cat([update.scale * update.a.double() @ gram for update, gram in pairs])
-    solution = _solve_right(grams.sum(0), right)
+    solution = spd_solve(grams.sum(0, keepdim=True), right[None]).z[0]
     b = torch.cat([update.b for update, _ in pairs], dim=1)
     return LowRank(solution.to(b.dtype), b)
-
-
-def _solve_right(gram: Tensor, right: Tensor) -> Tensor:
-    """Z [R, d] with Z gram = right; of several, where the Gram is singular, the smallest."""
-    factor, info = torch.linalg.cholesky_ex(gram)
-    if int(info) == 0:
-        return torch.cholesky_solve(right.mT, factor).mT
-    inverse: Tensor = torch.linalg.pinv(gram, hermitian=True)
-    return right @ inverse

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from pyext.reference.solve import factored_svd
 from pyext_plugins.iteris.adapters import LowRank
 from pyext_plugins.iteris.peers.registry import Modules
 
@@ -19,9 +18,5 @@ def truncate(modules: Modules, rank: int | None) -> Modules:
 
 
 def _cut(update: LowRank, rank: int) -> LowRank:
-    q_b, r_b = torch.linalg.qr(update.b.double() * update.scale)
-    q_a, r_a = torch.linalg.qr(update.a.double().T)
-    u, s, vh = torch.linalg.svd(r_b @ r_a.T)
-    root = s[:rank].sqrt()
-    b, a = q_b @ (u[:, :rank] * root), (root[:, None] * vh[:rank]) @ q_a.T
-    return LowRank(a.to(update.a.dtype), b.to(update.b.dtype))
+    found = factored_svd((update.b.double() * update.scale)[None], update.a.double()[None], rank)
+    return LowRank(found.a[0].to(update.a.dtype), found.b[0].to(update.b.dtype))
