@@ -11,6 +11,7 @@ from pyext_plugins.iteris.demo import digits, digits_table, language, language_t
 from pyext_plugins.iteris.demo.digits import Training
 from pyext_plugins.iteris.demo.run import run
 from pyext_plugins.iteris.demo.training import cached
+from pyext_plugins.iteris.peers import PEERS
 
 from pyext.errors import UserError
 from tests.plugins import merging
@@ -55,7 +56,7 @@ def test_the_demo_without_data_reports_digits_and_leaves_texts_open(no_data, tmp
 def test_texts_are_merged_by_every_method(sentences, tmp_path):
     study = sentences()
     results = language_table.measure(study)
-    arms = [language_table.ALONE, language_table.BASE, *language_table.PEERS]
+    arms = [language_table.ALONE, language_table.BASE, *PEERS]
     assert list(results.accuracies) == [*arms, *language_table.ITERIS]
     assert all(0 <= own <= 100 for found in results.accuracies.values() for own in found)
     assert all(

@@ -92,4 +92,4 @@ def _load(path: Path, name: str) -> Callable[[Any, Any], object]:
     if not callable(function):
         known = [own for own, value in vars(module).items() if callable(value)]
         raise UserError(f"--metric: {path} has no function {name!r}.{did_you_mean(name, known)}")
-    return function  # type: ignore[no-any-return]
+    return function

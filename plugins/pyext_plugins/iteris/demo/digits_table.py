@@ -107,8 +107,9 @@ def _measure(results: Results, study: Study, samples: int) -> None:
         note(arm, study.accuracies(own.modules))
     for arm in (DELTA, FULL):
         note(f"{arm}, {AFTER}", study.accuracies(truncate(merged[arm].modules, RANK)))
-    iterated = merge(study.base, tasks, Settings(schedule="iterate", rounds=ROUNDS))
-    results.gap = max(results.gap, _gap(iterated.modules, merged[DELTA].modules))
+    if samples == FEW:
+        iterated = merge(study.base, tasks, Settings(schedule="iterate", rounds=ROUNDS))
+        results.gap = max(results.gap, _gap(iterated.modules, merged[DELTA].modules))
     results.merged = results.merged or merged[DELTA]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -72,9 +73,7 @@ class Study:
         self.updates: dict[str, dict[str, LowRank]] = {}
         self.heads: dict[str, nn.Linear] = {}
         for name in names:
-            own = cached(
-                folder / name, asdict(training), lambda path, name=name: self._train(name, path)
-            )
+            own = cached(folder / name, asdict(training), partial(self._train, name))
             self.updates[name] = updates_of(own)
             head = self._head(self.texts[name])
             head.load_state_dict(load_file(own / "head.safetensors"))

@@ -14,6 +14,7 @@ from pyext_plugins.iteris.bars import save_bars
 from pyext_plugins.iteris.chart import save_residuals
 from pyext_plugins.iteris.demo import digits_table, language, language_table
 from pyext_plugins.iteris.demo.digits import Training
+from pyext_plugins.iteris.peers import PEERS
 from pyext_plugins.progress import progress_bar
 
 SEEDS = (0, 1, 2)
@@ -88,7 +89,7 @@ def _texts(
             return [], language_table.claims(None), {}
         print("training or reading the LoRAs of texts", file=sys.stderr)
         study = language.Study(output / "texts", language.Training())
-    arms = len(language_table.PEERS) + len(language_table.ITERIS)
+    arms = len(PEERS) + len(language_table.ITERIS)
     with progress_bar("texts", arms) as show:
         results = language_table.measure(study, lambda done: show(done, None))
     save_bars(output / "texts.png", results.accuracies, "accuracy on texts (%)")

@@ -63,7 +63,8 @@ def read_task(name: str, sizes: Sizes) -> TextTask:
 
 def _take(by_label: dict[int, list[str]], size: int) -> Part:
     """Take texts out, in turn from each label."""
-    texts, labels = [], []
+    texts: list[str] = []
+    labels: list[int] = []
     while len(texts) < size and any(by_label.values()):
         for label in sorted(by_label):
             if by_label[label] and len(texts) < size:

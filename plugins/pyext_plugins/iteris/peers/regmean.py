@@ -38,7 +38,7 @@ def conditioned(gram: Tensor, options: Options) -> Tensor:
     """A Gram [d, d], off-diagonal entries shrunk, and a ridge relative to its norm added."""
     diagonal = torch.diag(gram.diagonal())
     ridge = options.ridge * torch.linalg.matrix_norm(gram)
-    shrunk = options.shrink * gram + (1 - options.shrink) * diagonal
+    shrunk: Tensor = options.shrink * gram + (1 - options.shrink) * diagonal
     return shrunk + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
 
 
