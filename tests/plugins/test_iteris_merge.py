@@ -223,8 +223,7 @@ def test_bad_adapters_and_bases(case, tmp_path):
         merge(case)
     assert "\n" not in str(raised.value)
     (tmp_path / "base" / "tokenizer.json").unlink()
-    (tmp_path / "base" / "tokenizer_config.json").unlink()
-    with pytest.raises(UserError, match="--base: .* has no tokenizer that can be read"):
+    with pytest.raises(UserError, match="--base: expected a tokenizer in .*base: one of tokeniz"):
         merge(case)
     (tmp_path / "base" / "config.json").unlink()
     with pytest.raises(UserError, match="--base: expected a folder with config.json, got"):
@@ -271,3 +270,39 @@ def test_a_decoders_rows_are_told_from_its_encoders(tmp_path):
     assert [mask.shape[1] for mask in batch.masks] == [3, 4]
     x = torch.randn(1, 4, 5)
     assert torch.equal(batch.rows(x), x[0, :3])
+
+
+def launched(arguments, count):
+    """Run the command in several processes."""
+    script = out_of(arguments).parent / "run.py"
+    script.write_text(
+        "from pyext.errors import UserError\nfrom pyext_plugins.iteris.app import app\n"
+        "try:\n    app()\nexcept UserError as error:\n    raise SystemExit(f'told {error}')\n"
+    )
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, str(script), *arguments[1:]],
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        timeout=100,
+    )
+    return done.returncode, done.stderr
+
+
+def test_two_processes_give_the_bytes_of_one(case, tmp_path):
+    found = []
+    for count in (1, 2):
+        code, told = launched(case, count)
+        assert code == 0, told
+        found.append(fingerprints(tmp_path / "out"))
+        shutil.rmtree(tmp_path / "out")
+    assert found[0] == found[1]
+
+
+def test_an_error_in_one_process_reaches_the_other(case, tmp_path):
+    path = tmp_path / "base" / "model.safetensors"
+    change_weights(path.parent, lambda key, own: own.fill_(torch.nan) if "value" in key else own)
+    code, told = launched(case, 2)
+    assert code != 0
+    assert told.count("told a: what encoder.layer.0.attention.self.query or one beside it") == 2

@@ -1,6 +1,8 @@
 """IterIS against the formulas evaluated densely, and what must hold whatever the numbers are."""
 
 import copy
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from pyext_plugins.iteris.merging import Merging, merge
 from pyext_plugins.iteris.settings import Settings
 from pyext_plugins.iteris.tasks import Batch, Task
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pyext.errors import UserError
 
@@ -269,3 +273,35 @@ def test_brancher_adds_updates_as_if_they_were_in_the_weights(net):
         found = [brancher.inputs(batch, task.updates, {NAMES[-1]: 1}) for batch in task.batches]
     wanted = inputs(net, task, task.updates, NAMES[-1:])[NAMES[-1]]
     torch.testing.assert_close(torch.cat([own[NAMES[-1]] for own in found]), wanted)
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of tensors made inside that were there at once, each storage once."""
+
+    def __init__(self):
+        super().__init__()
+        self.most, self._alive = 0, weakref.WeakValueDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        tensors = [own for own in tree_leaves(found) if isinstance(own, torch.Tensor)]
+        self._alive.update({id(own): own for own in tensors})
+        sizes = {}
+        for own in list(self._alive.values()):
+            storage = own.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        self.most = max(self.most, sum(sizes.values()))
+        return found
+
+
+@pytest.mark.parametrize("schedule", ["sweep", "iterate"])
+def test_memory_does_not_grow_with_the_samples(net, schedule):
+    found = []
+    for times in (1, 16):
+        tasks = [make_task(1), make_task(2)]
+        tasks = [replace(task, batches=list(task.batches) * times) for task in tasks]
+        with LiveBytes() as live:
+            merge(net, tasks, Settings(schedule=schedule, rounds=2))
+        found.append(live.most)
+    # Not an input of all tokens may be held: that is 15 * 24 tokens of 12 numbers more.
+    assert found[0] > 0 and found[1] - found[0] < 15 * 24 * WIDTH * 8 // 4

@@ -25,6 +25,7 @@ _TASKS = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoModel",
 }
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
 class Base:
@@ -70,11 +71,18 @@ class Base:
         return model.to(device).eval()  # type: ignore[no-any-return]
 
     def tokenizer(self) -> Any:
-        """Raises:
-        UserError: there is none in the folder, or it has more tokens than the base.
+        """The tokenizer beside the weights.
+
+        Raises:
+            UserError: there is none, or it has more tokens than the base.
         """
         from transformers import AutoTokenizer
 
+        # Without files, transformers may make a tokenizer that knows no words.
+        if not any((self.folder / name).is_file() for name in _TOKENIZERS):
+            raise UserError(
+                f"--base: expected a tokenizer in {self.folder}: one of {', '.join(_TOKENIZERS)}"
+            )
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:

@@ -10,11 +10,13 @@ from pyext.errors import UserError, did_you_mean
 from pyext.files import make_output_folder
 from pyext.report import Report
 from pyext.show import show_rows
+from pyext_plugins import checkpoint, session
 from pyext_plugins.iteris.adapters import Adapter, save_adapter
 from pyext_plugins.iteris.chart import save_residuals
 from pyext_plugins.iteris.merging import Merged
 from pyext_plugins.iteris.methods import METHODS
 from pyext_plugins.iteris.plan import GIB, Plan, make_plan
+from pyext_plugins.iteris.processes import told
 from pyext_plugins.iteris.samples import make_batches
 from pyext_plugins.iteris.settings import Settings
 from pyext_plugins.iteris.table import readable
@@ -35,8 +37,12 @@ def run(
     settings: Settings,
     batch: int,
     max_length: int,
+    process: int = 0,
 ) -> None:
     """Merge adapters into a new folder; go on where an earlier run left off.
+
+    Args:
+        process: number of this process among those of the launcher; the first one writes.
 
     Raises:
         UserError: bad input.
@@ -52,12 +58,21 @@ def run(
     if output.exists():
         raise UserError(f"--output: {output} exists already; choose another name, or remove it")
     plan = make_plan(base, adapters, samples, weights, output, settings)
-    print(f"needs about {plan.memory / GIB:.2f} GiB of memory, {plan.disk / GIB:.2f} of disk")
+    if not process:
+        print(f"needs about {plan.memory / GIB:.2f} GiB of memory, {plan.disk / GIB:.2f} of disk")
     tasks = make_tasks(plan, batch, max_length)
     make_output_folder(work)
     identity = plan.identity() | {"batches": f"{batch} texts of {max_length} tokens"}
     merger = METHODS[method](plan.base.load(), tasks, settings, identity)
-    with interruptible() as stopped, one_line_if_unwritable(output):
+    with interruptible() as pressed, one_line_if_unwritable(output):
+
+        def stopped() -> bool:
+            return told(pressed())
+
+        if process:
+            checkpoint.resume(merger, work)
+            session.run(merger, should_stop=stopped)
+            return
         go_on(merger, merger.steps, work, stopped, label=method, form="residual {:.3f}")
         if not merger.done:
             exit_interrupted(merger.step)

@@ -17,6 +17,7 @@ from pyext.report import Report, Value
 from pyext_plugins.iteris.adapters import LowRank
 from pyext_plugins.iteris.branch import Brancher
 from pyext_plugins.iteris.groups import Group, find_groups
+from pyext_plugins.iteris.processes import shared
 from pyext_plugins.iteris.settings import Settings
 from pyext_plugins.iteris.statistics import Statistics, collect
 from pyext_plugins.iteris.system import Solution, System
@@ -163,12 +164,15 @@ class Merging:
             for name in group.modules
         }
         self._weights = {name: {} for name in systems}
-        for task in self.tasks:
-            for group, statistics in collect(
-                self.brancher, task, merged, groups, self.settings
-            ).items():
+        found = shared(
+            self.tasks, lambda task: collect(self.brancher, task, merged, groups, self.settings)
+        )
+        for task, own in zip(self.tasks, found, strict=True):
+            for group, statistics in own.items():
                 self._add(systems, task, group, statistics)
-        return {name: system.solve() for name, system in systems.items()}
+        names = list(systems)
+        solutions = shared(names, lambda name: systems[name].solve())
+        return dict(zip(names, solutions, strict=True))
 
     def _add(
         self, systems: Mapping[str, System], task: Task, group: Group, statistics: Statistics

@@ -94,7 +94,9 @@ class Statistics:
         """
         sums = (self.gram.diagonal(), *self._outputs.values())
         if not all(bool(torch.isfinite(own).all()) for own in sums):
-            raise UserError(f"{task}: the inputs of {self.group.first} grow beyond float64")
+            raise UserError(
+                f"{task}: what {self.group.first} or one beside it reads or gives is not finite"
+            )
 
     def output_energy(self, name: str) -> Tensor:
         """Squared norm of what base and update give together, without the bias."""
