@@ -41,7 +41,10 @@ def sentences(monkeypatch, tmp_path):
     return lambda: language.Study(tmp_path / "texts", training, model, ("one", "two"))
 
 
-def test_the_demo_without_data_reports_digits_and_leaves_texts_open(no_data, tmp_path, capsys):
+def test_the_demo_without_data_reports_digits_and_leaves_texts_open(
+    no_data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(digits_table, "MANY", 60)
     report = run(tmp_path, (0,), QUICK)
     assert [row["method"] for row in report.rows] == list(digits_table.ARMS)
     assert all(path.exists() for path in report.pictures.values())

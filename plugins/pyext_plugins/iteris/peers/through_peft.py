@@ -1,8 +1,8 @@
 """peft's own ways to merge, carried out by peft.
 
 They read nothing but the factors, so they run on a skeleton of the base: its module names, and
-weights that take no memory. Scales are put into the configs' alphas, so that what peft's rank
-stabilisation would be is kept.
+weights that take no memory. An adapter's scale goes into its alpha, whatever it comes from: rank
+stabilisation, which peft would let the merged adapter inherit, is off.
 """
 
 from __future__ import annotations
