@@ -17,7 +17,9 @@ from tests.plugins import merging
 
 METRIC = '''
 """How far hidden states are from the base's first call, by task; counts its calls."""
+import os
 import pathlib
+import signal
 import torch
 
 def score(model, tokenizer):
@@ -36,6 +38,12 @@ def changing(model, tokenizer, seen=[]):
 
 def failing(model, tokenizer):
     raise KeyError("label")
+
+def interrupting(model, tokenizer):
+    if pathlib.Path(__file__).with_suffix(".calls").exists():
+        return score(model, tokenizer)
+    os.kill(os.getpid(), signal.SIGINT)
+    return score(model, tokenizer)
 
 def endless(model, tokenizer):
     return {"first": float("nan")}
@@ -125,6 +133,17 @@ def test_methods_that_are_done_stay(pyext, case):
     assert calls(folder) == scored  # nothing was scored again
     assert pyext(*first, "--method", "task-arithmetic").code == 0
     assert calls(folder) == scored + 1
+
+
+def test_ctrl_c_ends_after_the_method_and_the_same_command_goes_on(pyext, case):
+    arguments, folder = case
+    own = (*arguments, *metric(folder, "interrupting"), "--method", "mean")
+    done = pyext(*own)
+    assert done.code == 130
+    assert [path.name for path in (folder / "out" / "records").iterdir()] == ["base.json"]
+    assert calls(folder) == 1 and not (folder / "out" / "report.json").exists()
+    assert pyext(*own).code == 0
+    assert calls(folder) == 4  # two adapters alone and the mean; the base was done
 
 
 def test_an_adapter_left_without_its_score_is_made_anew(pyext, case):
