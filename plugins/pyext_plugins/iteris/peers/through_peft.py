@@ -22,7 +22,7 @@ from pyext_plugins.iteris.peers.truncation import truncate
 from pyext_plugins.iteris.tasks import Task
 
 MERGED = "merged"
-# What each does, and whether the rank of its result follows from the tasks'.
+# peft's name of each, and what it does.
 WAYS = {
     "linear": "A and B averaged apart from each other, by the square roots of the weights",
     "cat": "the weighted sum, factors side by side",
@@ -54,8 +54,7 @@ def _merge(way: str, problem: Problem) -> Modules:
     tasks, options = problem.tasks, problem.options
     weights = options.weights_of(tasks)
     if "ties" in way:
-        # TIES divides by how many tasks agree on an entry: their weights count against 1, not
-        # against 1/N.
+        # TIES itself divides, by how many tasks agree on an entry: a weight of 1/N must be 1.
         weights = [weight * len(tasks) for weight in weights]
     names = [f"adapter{number}" for number in range(len(tasks))]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -72,7 +71,7 @@ def _merge(way: str, problem: Problem) -> Modules:
 
 
 def _inject(tasks: Sequence[Task], names: Sequence[str]) -> Any:
-    """A LoraModel of peft on the skeleton, with all the tasks on it."""
+    """A LoraModel of peft on the skeleton, with the adapters of all tasks."""
     from peft import LoraConfig, LoraModel
 
     skeleton = _skeleton({name: up for each in tasks for name, up in each.updates.items()})
