@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pyext_plugins.iteris import command, samples
+from pyext_plugins.iteris import base, command, samples
 from pyext_plugins.iteris.adapters import load_adapter
 from pyext_plugins.iteris.app import app
 from safetensors.torch import load_file, save_file
@@ -78,14 +78,14 @@ def test_one_adapter_alone_gives_its_outputs(kind, tmp_path):
     arguments = merging.make_case(kind, tmp_path, count=40)
     place = arguments.index("--adapter", arguments.index("--adapter") + 1)
     merge(arguments[:place], "--alpha", "1e-7")
-    base = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
     texts = samples.read_samples(tmp_path / "a.jsonl")
     config = merging.base(kind).config
     found = []
     for folder in ("a", "out"):
         model = peft.PeftModel.from_pretrained(merging.base(kind), tmp_path / folder)
         with torch.no_grad():
-            (batch,) = samples.make_batches(texts, base, 64, 64, config)
+            (batch,) = samples.make_batches(texts, tokenizer, 64, 64, config)
             found.append(model(**batch.inputs)[0][batch.masks[-1]])
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-3)
 
@@ -162,6 +162,26 @@ def test_a_full_disk_loses_nothing(case, tmp_path, monkeypatch):
     assert all(path.read_bytes() == content for path, content in before.items())
     with pytest.raises(UserError, match="out exists already; choose another name"):
         merge(case)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
+def test_a_base_left_on_disk_gives_the_same_bytes(kind, tmp_path, monkeypatch):
+    arguments = merging.make_case(kind, tmp_path)
+    merge(arguments, "--target", "full", "--rank", "4")
+    whole = fingerprints(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    seen = []
+
+    def load(base, stream=None):
+        model = unpatched(base, stream)
+        seen.extend(parameter.device.type for parameter in model.parameters())
+        return model
+
+    unpatched = base.Base.load
+    monkeypatch.setattr(base.Base, "load", load)
+    merge(arguments, "--target", "full", "--rank", "4", "--stream")
+    assert set(seen) == {"meta"}
+    assert fingerprints(tmp_path / "out") == whole
 
 
 def test_iterating_and_resuming_give_the_report_of_the_rounds(case):

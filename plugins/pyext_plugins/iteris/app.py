@@ -56,6 +56,9 @@ def merge(
     ] = Settings.weighting,
     batch: Annotated[int, typer.Option(help="Texts that the base reads at once.")] = 8,
     max_length: Annotated[int, typer.Option(help="Tokens of a text; the rest is cut off.")] = 256,
+    stream: Annotated[
+        bool, typer.Option(help="Leave the base on disk: each module is read when it runs.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of what is random.")] = Settings.seed,
 ) -> None:
     """Merge LoRAs into one that does all their tasks; write a folder that peft loads.
@@ -88,5 +91,6 @@ def merge(
             settings,
             batch=batch,
             max_length=max_length,
+            stream=stream,
             process=process,
         )

@@ -13,8 +13,8 @@ from torch import nn
 
 from pyext.errors import UserError, did_you_mean, one_line
 from pyext_plugins.iteris.adapters import Adapter
+from pyext_plugins.iteris.linear import base_weight, is_linear
 from pyext_plugins.iteris.refusals import listed
-from pyext_plugins.iteris.weights import base_weight, is_linear
 
 # peft's names of tasks, and the class of transformers that does each.
 _TASKS = {
@@ -53,8 +53,12 @@ class Base:
         for adapter in adapters:
             self._check_shapes(adapter)
 
-    def load(self) -> nn.Module:
+    def load(self, stream: Path | None = None) -> nn.Module:
         """The model with its weights, in evaluation mode.
+
+        Args:
+            stream: leave the weights in their files: each module reads its own when it runs, and
+                drops them. A folder, for weights that transformers stores in another form.
 
         Raises:
             UserError: the weights cannot be read.
@@ -63,10 +67,15 @@ class Base:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        options = {} if stream is None else {"device_map": {"": "disk"}, "offload_folder": stream}
         try:
-            model = self._class.from_pretrained(self.folder, dtype="auto", local_files_only=True)
+            model = self._class.from_pretrained(
+                self.folder, dtype="auto", local_files_only=True, **options
+            )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"--base: {self.folder} cannot be read: {one_line(error)}") from error
+        if stream is not None:
+            return model.eval()  # type: ignore[no-any-return]
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return model.to(device).eval()  # type: ignore[no-any-return]
 

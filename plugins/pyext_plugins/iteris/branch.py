@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyext_plugins.iteris.adapters import LowRank
+from pyext_plugins.iteris.linear import base_bias, device_of
 from pyext_plugins.iteris.tasks import Batch
 
 
@@ -38,7 +39,7 @@ class Brancher:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -86,7 +87,8 @@ class Brancher:
         """What a module gives, its update included and its bias not, for rows x [rows, d]."""
         module = self.modules[name]
         y = module(x) if update is None else module(x) + low_rank_output(update, x)
-        return y if getattr(module, "bias", None) is None else y - module.bias
+        bias = base_bias(module)
+        return y if bias is None else y - bias
 
     def _before(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:

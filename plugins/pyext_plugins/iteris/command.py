@@ -37,11 +37,13 @@ def run(
     settings: Settings,
     batch: int,
     max_length: int,
+    stream: bool = False,
     process: int = 0,
 ) -> None:
     """Merge adapters into a new folder; go on where an earlier run left off.
 
     Args:
+        stream: leave the base's weights on disk, and read each module's when it runs.
         process: number of this process among those of the launcher; the first one writes.
 
     Raises:
@@ -57,13 +59,13 @@ def run(
     work = output.parent / f".{output.name}.work"
     if output.exists():
         raise UserError(f"--output: {output} exists already; choose another name, or remove it")
-    plan = make_plan(base, adapters, samples, weights, output, settings)
+    plan = make_plan(base, adapters, samples, weights, output, settings, stream)
     if not process:
         print(f"needs about {plan.memory / GIB:.2f} GiB of memory, {plan.disk / GIB:.2f} of disk")
     tasks = make_tasks(plan, batch, max_length)
     make_output_folder(work)
     identity = plan.identity() | {"batches": f"{batch} texts of {max_length} tokens"}
-    merger = METHODS[method](plan.base.load(), tasks, settings, identity)
+    merger = METHODS[method](plan.base.load(work if stream else None), tasks, settings, identity)
     with interruptible() as pressed, one_line_if_unwritable(output):
 
         def stopped() -> bool:

@@ -17,12 +17,13 @@ from pyext.report import Report, Value
 from pyext_plugins.iteris.adapters import LowRank
 from pyext_plugins.iteris.branch import Brancher
 from pyext_plugins.iteris.groups import Group, find_groups
+from pyext_plugins.iteris.linear import base_weight
 from pyext_plugins.iteris.processes import shared
 from pyext_plugins.iteris.settings import Settings
 from pyext_plugins.iteris.statistics import Statistics, collect
 from pyext_plugins.iteris.system import Solution, System
 from pyext_plugins.iteris.tasks import Task, targeted
-from pyext_plugins.iteris.weights import base_weight, task_weight
+from pyext_plugins.iteris.weights import task_weight
 
 
 @dataclass(frozen=True)

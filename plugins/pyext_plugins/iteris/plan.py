@@ -12,9 +12,9 @@ from pathlib import Path
 from pyext.errors import UserError
 from pyext_plugins.iteris.adapters import CONFIG, WEIGHTS, Adapter, load_adapter
 from pyext_plugins.iteris.base import Base
+from pyext_plugins.iteris.linear import base_weight
 from pyext_plugins.iteris.samples import Samples, read_samples
 from pyext_plugins.iteris.settings import Settings
-from pyext_plugins.iteris.weights import base_weight
 
 GIB = 2**30
 
@@ -61,11 +61,13 @@ def make_plan(
     weights: Sequence[float],
     output: Path,
     settings: Settings,
+    stream: bool = False,
 ) -> Plan:
     """Read and check everything but the base's weights.
 
     Args:
         weights: one for each adapter, or none for 1 each.
+        stream: the base's weights are to stay on disk.
 
     Raises:
         UserError: whatever would fail later.
@@ -88,7 +90,7 @@ def make_plan(
     texts = [read_samples(path) for path in samples]
     found = Base(base, own)
     sizes = _sizes(found, own, settings)
-    memory = found.bytes + sizes.memory
+    memory = sizes.memory + (0 if stream else found.bytes)
     plan = Plan(found, own, texts, list(weights) or [1.0] * len(own), memory, 3 * sizes.result)
     _check_room(plan, output)
     return plan

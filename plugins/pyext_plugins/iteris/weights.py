@@ -1,4 +1,4 @@
-"""The weights of a base's modules, and how much each task counts in a layer."""
+"""How much each task counts in a layer."""
 
 from __future__ import annotations
 
@@ -6,23 +6,12 @@ from torch import Tensor, nn
 
 from pyext.errors import UserError
 from pyext_plugins.iteris.adapters import LowRank
+from pyext_plugins.iteris.linear import base_weight
 from pyext_plugins.iteris.settings import Settings
 from pyext_plugins.iteris.statistics import Statistics
 from pyext_plugins.iteris.tasks import Task
 
 CHUNK = 1024  # rows of a weight that are in float64 at a time
-
-
-def base_weight(module: nn.Module) -> Tensor:
-    """A linear module's weight, [o, d]; of transformers' Conv1D, its transpose."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach() if isinstance(module, nn.Linear) else weight.detach().T
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether it is one of those whose update is B A."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def task_weight(
