@@ -24,7 +24,7 @@ def save_bars(path: Path, scores: Mapping[str, Sequence[float]], label: str) -> 
     axes.barh(names, [mean(scores[name]) for name in names], color="C0", alpha=0.6)
     for place, name in enumerate(names):
         axes.plot(scores[name], [place] * len(scores[name]), "k.", markersize=4)
-    axes.set_xlabel(f"{label}: mean over the tasks, and each task")
+    axes.set_xlabel(f"{label}\nbars: mean over the tasks; dots: each of them")
     axes.grid(axis="x", alpha=0.3)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})

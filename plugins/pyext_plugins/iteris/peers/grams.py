@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyext.reference.solve import gram_acc_
+from pyext.ops.solve import gram_acc_
 from pyext_plugins.iteris.branch import Brancher
 from pyext_plugins.iteris.groups import find_groups
 from pyext_plugins.iteris.tasks import Task, targeted

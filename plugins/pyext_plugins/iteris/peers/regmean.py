@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyext.reference.solve import spd_solve
+from pyext.ops.solve import spd_solve
 from pyext_plugins.iteris.adapters import LowRank
 from pyext_plugins.iteris.peers.registry import Modules, Options, Problem, peer
 from pyext_plugins.iteris.peers.truncation import truncate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyext.reference.solve import factored_svd
+from pyext.ops.solve import factored_svd
 from pyext_plugins.iteris.adapters import LowRank
 from pyext_plugins.iteris.peers.registry import Modules
 
