@@ -43,7 +43,12 @@ def _kept(squares: Tensor, rank: int, energy: float) -> Tensor:
 
 
 def _factored_svd(
-    u: Tensor, v: Tensor, rank: int, chol: Tensor | None, energy: float, balance: bool
+    u: Tensor,
+    v: Tensor,
+    rank: int,
+    chol: Tensor | None = None,
+    energy: float = 0.0,
+    balance: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     count, outputs, inner = u.shape
     inputs = v.shape[2]
@@ -95,10 +100,10 @@ def _truncate_dense(
     w: Tensor,
     rank: int,
     method: str,
-    oversample: int,
-    n_iter: int,
-    chol: Tensor | None,
-    seed: int,
+    oversample: int = 8,
+    n_iter: int = 2,
+    chol: Tensor | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weighed = w if chol is None else w @ chol
     if method == "exact":
@@ -114,7 +119,8 @@ def _truncate_dense(
     # Of the difference itself: that of two nearly equal sums of squares would be rounding.
     cut = (weighed - b @ a).square().sum((-2, -1))
     err = _share(cut, weighed.square().sum((-2, -1)))
-    return b, _unweighed(a, chol), values.contiguous(), err
+    a = _unweighed(a, chol)
+    return b.contiguous(), a.contiguous(), values.contiguous(), err
 
 
 _library.impl("solve_truncate_dense", _truncate_dense, "CompositeExplicitAutograd")

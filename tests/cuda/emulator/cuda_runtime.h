@@ -59,6 +59,14 @@ inline float __shfl_xor_sync(unsigned mask, float value, int lanes) {
   return value;
 }
 
+inline double __shfl_xor_sync(unsigned mask, double value, int lanes) {
+  uint64_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  bits = pyext::emulator::meet(pyext::emulator::Meeting::shuffle_xor, mask, bits, lanes);
+  memcpy(&value, &bits, sizeof bits);
+  return value;
+}
+
 inline uint32_t __float_as_uint(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
