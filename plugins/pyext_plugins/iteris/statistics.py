@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyext.errors import UserError
-from pyext.reference.solve import cross_acc_, gram_acc_, sumsq_acc_, sym_fro_norm
+from pyext.ops.solve import cross_acc_, gram_acc_, sumsq_acc_, sym_fro_norm
 from pyext_plugins.iteris.adapters import LowRank
 from pyext_plugins.iteris.branch import Brancher
 from pyext_plugins.iteris.groups import Group

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyext.errors import UserError
-from pyext.reference.solve import factored_svd, gram_combine, spd_solve, truncate_dense
+from pyext.ops.solve import factored_svd, gram_combine, spd_solve, truncate_dense
 from pyext_plugins.iteris.adapters import LowRank
 from pyext_plugins.iteris.settings import Settings
 from pyext_plugins.iteris.statistics import Statistics
