@@ -11,5 +11,6 @@ METHOD = Method(
     paper="Chen et al. 2025, IterIS: Iterative Inference-Solving Alignment, arXiv 2411.15231",
     ops=("solve",),
     extra="iteris",
+    demo="pyext_plugins.iteris.demo.run:demo",
     commands="pyext_plugins.iteris.app:app",
 )

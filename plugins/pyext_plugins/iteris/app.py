@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from pyext_plugins.iteris.compare.app import compare
 from pyext_plugins.iteris.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(compare)
 
 
 @app.callback()

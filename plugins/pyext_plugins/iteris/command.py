@@ -62,7 +62,7 @@ def run(
     plan = make_plan(base, adapters, samples, weights, output, settings, stream)
     if not process:
         print(f"needs about {plan.memory / GIB:.2f} GiB of memory, {plan.disk / GIB:.2f} of disk")
-    tasks = _make_tasks(plan, batch, max_length)
+    tasks = make_tasks(plan, batch, max_length)
     make_output_folder(work)
     identity = plan.identity() | {"batches": f"{batch} texts of {max_length} tokens"}
     merger = METHODS[method](plan.base.load(work if stream else None), tasks, settings, identity)
@@ -115,7 +115,8 @@ def _common(adapters: Sequence[Adapter], entries: Sequence[str]) -> dict[str, ob
     return found
 
 
-def _make_tasks(plan: Plan, batch: int, max_length: int) -> list[Task]:
+def make_tasks(plan: Plan, batch: int, max_length: int) -> list[Task]:
+    """Updates, batches and weight of each adapter."""
     tokenizer = plan.base.tokenizer() if plan.samples else None
     tasks = []
     for number, (adapter, weight) in enumerate(zip(plan.adapters, plan.weights, strict=True)):

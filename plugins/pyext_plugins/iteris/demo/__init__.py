@@ -1,0 +1,1 @@
+"""The demo: a network of digits, and MiniLM on five kinds of text."""
