@@ -55,27 +55,47 @@ Weights weights_at(const InterpArgs<S>& args, int64_t p, int64_t k) {
   return weights_of(args.norm, {g[0], g[1], g[2]}, args.angle[p * args.angles + k]);
 }
 
+// Elements [at, at + n) of all points of a pair, of those of its vectors, as stored or widened.
+template <class S, class From>
+void write_points(const InterpArgs<S>& args, int64_t p, int64_t at, int64_t n, const From* a,
+                  const From* b, bool stream) {
+  using V = WideLanes<S>;
+  using T = Wide<S>;
+  const int64_t copy = args.pairs * args.angles * args.width;
+  for (int64_t k = 0; k < args.angles; ++k) {
+    const Weights w = weights_at(args, p, k);
+    const V first{T(w.first)}, second{T(w.second)};
+    S* z = args.z + (p * args.angles + k) * args.width + at;
+    const bool only_first = w.second == 0.0;  // then whatever b holds must not matter
+    for (int64_t c = 0; c < args.copies; ++c)
+      write_lanes<S>(z + c * copy, n, stream, [&](int64_t i, auto lanes) {
+        const V x = first * load_wide(a + i, lanes);
+        return only_first ? x : fma(second, load_wide(b + i, lanes), x);
+      });
+  }
+}
+
+template <class S>
+void widen_elements(const S* from, int64_t n, Wide<S>* to) {
+  for_each_lanes(n, [&](int64_t i, auto lanes) {
+    store_narrow<Wide<S>>(load_wide(from + i, lanes), to + i, lanes);
+  });
+}
+
 // Elements [begin, end) of all points of a pair.
 template <class S>
 void combine(const InterpArgs<S>& args, int64_t p, int64_t begin, int64_t end, bool stream) {
-  using V = WideLanes<S>;
-  using T = Wide<S>;
   const PairOf<S> pair(args, p);
   if (!pair) return;
-  const int64_t copy = args.pairs * args.angles * args.width;
   for (int64_t at = begin; at < end; at += kCircleChunk) {
     const int64_t n = end - at < kCircleChunk ? end - at : kCircleChunk;
-    for (int64_t k = 0; k < args.angles; ++k) {
-      const Weights w = weights_at(args, p, k);
-      const V first{T(w.first)}, second{T(w.second)};
-      const S *a = pair.a + at, *b = pair.b + at;
-      S* z = args.z + (p * args.angles + k) * args.width + at;
-      const bool only_first = w.second == 0.0;  // then whatever b holds must not matter
-      for (int64_t c = 0; c < args.copies; ++c)
-        write_lanes<S>(z + c * copy, n, stream, [&](int64_t i, auto lanes) {
-          const V x = first * load_wide(a + i, lanes);
-          return only_first ? x : fma(second, load_wide(b + i, lanes), x);
-        });
+    if (sizeof(S) == 2 && args.angles * args.copies > 1) {
+      Wide<S> a[kCircleChunk], b[kCircleChunk];
+      widen_elements(pair.a + at, n, a);
+      widen_elements(pair.b + at, n, b);
+      write_points(args, p, at, n, a, b, stream);
+    } else {
+      write_points(args, p, at, n, pair.a + at, pair.b + at, stream);
     }
   }
   if (stream) end_of_stream();
