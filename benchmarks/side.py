@@ -7,16 +7,17 @@ float32, so that "times eager" says less there than "times the limit".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import side_work
+from benchmarks.claims import quotient, worst
 from benchmarks.harness import Case, Family, Outputs, Row, Run, Unavailable
 from benchmarks.side_shapes import POOLS, SHAPES, VSE_TEXT, Pool, Shape, Task, Values, make_task
 from pyext.ops import side as ops
@@ -147,28 +148,9 @@ def where(shape: Shape | Pool, what: str, threads: int) -> str:
     return f"{shape.name}, {what}, threads: {threads}"
 
 
-def quotient(over: float | None, under: float | None) -> float | None:
-    return None if over is None or under is None else over / under
-
-
 def multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for it."""
     return any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
-
-
-def worst(
-    text: str, figures: Mapping[str, float | None], relation: Literal[">=", "<="], wanted: float
-) -> Claim:
-    """A claim on the worst of the figures, naming it; open where one is missing and none fails."""
-    known = {name: figure for name, figure in figures.items() if figure is not None}
-    missing = len(figures) - len(known)
-    if not known:
-        return Claim(text, None, relation, wanted)
-    name = (min if relation == ">=" else max)(known, key=known.__getitem__)
-    claim = Claim(f"{text}, worst of {len(known)}: {name}", known[name], relation, wanted)
-    if missing and claim.held:
-        return Claim(f"{text}, {missing} of {len(figures)} not measured", None, relation, wanted)
-    return claim
 
 
 FAMILY = Family(

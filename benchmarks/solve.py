@@ -18,8 +18,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from benchmarks.claims import worst
 from benchmarks.harness import Case, Family, Outputs, Row, Run, Unavailable, Work
-from benchmarks.side import worst
 from pyext.ops import solve as ops
 from pyext.report import Claim
 

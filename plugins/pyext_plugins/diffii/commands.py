@@ -62,8 +62,7 @@ def invert(data: Path, output: Path, options: Options, steps: int, batch: int) -
     """
     _check_batch(batch)
     folder = read_folder(data)
-    work.use_threads(options.threads)
-    with work.running(output) as run, _one_line_each(run):
+    with work.running(output, options.threads) as run, _one_line_each(run):
         model = options.load(run, folder.classes)
         model.check(folder.classes, 1.0, False)
         # Only inversion is meant here; with as many steps both directions meet.
@@ -80,8 +79,7 @@ def generate(inversions: Path, output: Path, options: Options, settings: Setting
         typer.Exit: with code 130, after Ctrl-C.
     """
     pool = load_pool(inversions)
-    work.use_threads(_threads(output, options))
-    with work.running(output) as run, _one_line_each(run):
+    with work.running(output, _threads(output, options)) as run, _one_line_each(run):
         model = options.load(run, pool.classes)
         _generate(run, model, pool, settings)
 
@@ -102,8 +100,7 @@ def augment(
             f"class {lonely[0]!r} has 1 picture; circle interpolation needs 2; set single='noise' "
             "(--single noise)"
         )
-    work.use_threads(_threads(output, options))
-    with work.running(output) as run, _one_line_each(run):
+    with work.running(output, _threads(output, options)) as run, _one_line_each(run):
         model = options.load(run, folder.classes)
         model.check(folder.classes, settings.guidance, bool(settings.suffixes))
         _set_steps(model, settings.steps, inversion_steps)

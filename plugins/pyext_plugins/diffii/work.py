@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import Tensor
 from pyext.errors import UserError
 from pyext.files import make_output_folder, whole_file
 from pyext.report import Report, Value
+from pyext.runtime import use_threads
 from pyext.show import show_rows
 from pyext_plugins.diffii import manifest as manifests
 from pyext_plugins.diffii.images import PictureFolder, load_square
@@ -88,10 +89,19 @@ class Run:
 
 
 @contextmanager
-def running(output: Path) -> Iterator[Run]:
-    """Surround the work of a command: Ctrl-C ends it with code 130, a full disk with one line."""
+def running(output: Path, threads: int | None = None) -> Iterator[Run]:
+    """Surround the work of a command: Ctrl-C ends it with code 130, a full disk with one line.
+
+    Args:
+        threads: to compute on; None for as many as torch takes.
+
+    Raises:
+        UserError: the number of threads is below 1.
+    """
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads: expected at least 1, got {threads}")
     make_output_folder(output)
-    with interruptible() as stopped, one_line_if_unwritable(output):
+    with on_threads(threads), interruptible() as stopped, one_line_if_unwritable(output):
         try:
             yield Run(PartialState(cpu=not torch.cuda.is_available()), output, stopped)
         except Interrupted:
@@ -99,17 +109,9 @@ def running(output: Path) -> Iterator[Run]:
             raise typer.Exit(INTERRUPTED) from None
 
 
-def use_threads(threads: int | None) -> None:
-    """Compute on this many threads; None for as many as torch takes.
-
-    Raises:
-        UserError: the number is below 1.
-    """
-    if threads is None:
-        return
-    if threads < 1:
-        raise UserError(f"--threads: expected at least 1, got {threads}")
-    torch.set_num_threads(threads)
+def on_threads(threads: int | None) -> AbstractContextManager[None]:
+    """Compute on this many threads inside a ``with`` block; None for as many as torch takes."""
+    return nullcontext() if threads is None else use_threads(threads)
 
 
 def invert(run: Run, model: Model, folder: PictureFolder, steps: int, batch: int) -> Pool:
@@ -314,9 +316,8 @@ def regenerate(run: Run, model: Model, pool: Pool, identity: str) -> Path:
                 "differ",
                 file=sys.stderr,
             )
-    use_threads(threads)
-    model.set_steps(settings.steps, int(pool.facts["steps"]))
-    with run.progress("generating", 1, settings.steps) as tick:
+    with on_threads(threads), run.progress("generating", 1, settings.steps) as tick:
+        model.set_steps(settings.steps, int(pool.facts["steps"]))
         pictures = make_batch(model, pool, settings, batch, tick)
     place = next(k for k, image in enumerate(batch) if image.id == identity)
     path = _path(run.output, batch[place])
