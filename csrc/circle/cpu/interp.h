@@ -55,15 +55,22 @@ Weights weights_at(const InterpArgs<S>& args, int64_t p, int64_t k) {
   return weights_of(args.norm, {g[0], g[1], g[2]}, args.angle[p * args.angles + k]);
 }
 
+// Inner products, status, and the weights [P, K] of all points of a pair.
+template <class S>
+void weigh_pair(const InterpArgs<S>& args, int64_t p, Weights* weights) {
+  measure_pair(args, p);
+  for (int64_t k = 0; k < args.angles; ++k) weights[p * args.angles + k] = weights_at(args, p, k);
+}
+
 // Elements [at, at + n) of all points of a pair, of those of its vectors, as stored or widened.
 template <class S, class From>
-void write_points(const InterpArgs<S>& args, int64_t p, int64_t at, int64_t n, const From* a,
-                  const From* b, bool stream) {
+void write_points(const InterpArgs<S>& args, const Weights* weights, int64_t p, int64_t at,
+                  int64_t n, const From* a, const From* b, bool stream) {
   using V = WideLanes<S>;
   using T = Wide<S>;
   const int64_t copy = args.pairs * args.angles * args.width;
   for (int64_t k = 0; k < args.angles; ++k) {
-    const Weights w = weights_at(args, p, k);
+    const Weights w = weights[p * args.angles + k];
     const V first{T(w.first)}, second{T(w.second)};
     S* z = args.z + (p * args.angles + k) * args.width + at;
     const bool only_first = w.second == 0.0;  // then whatever b holds must not matter
@@ -84,7 +91,8 @@ void widen_elements(const S* from, int64_t n, Wide<S>* to) {
 
 // Elements [begin, end) of all points of a pair.
 template <class S>
-void combine(const InterpArgs<S>& args, int64_t p, int64_t begin, int64_t end, bool stream) {
+void combine(const InterpArgs<S>& args, const Weights* weights, int64_t p, int64_t begin,
+             int64_t end, bool stream) {
   const PairOf<S> pair(args, p);
   if (!pair) return;
   for (int64_t at = begin; at < end; at += kCircleChunk) {
@@ -93,31 +101,34 @@ void combine(const InterpArgs<S>& args, int64_t p, int64_t begin, int64_t end, b
       Wide<S> a[kCircleChunk], b[kCircleChunk];
       widen_elements(pair.a + at, n, a);
       widen_elements(pair.b + at, n, b);
-      write_points(args, p, at, n, a, b, stream);
+      write_points(args, weights, p, at, n, a, b, stream);
     } else {
-      write_points(args, p, at, n, pair.a + at, pair.b + at, stream);
+      write_points(args, weights, p, at, n, pair.a + at, pair.b + at, stream);
     }
   }
   if (stream) end_of_stream();
 }
 
 template <class S>
-void interp(const InterpArgs<S>& args, const Context&) {
-  const int64_t values = args.copies * args.pairs * args.angles * args.width;
+void interp(const InterpArgs<S>& args, const Context& context) {
+  const int64_t points = args.pairs * args.angles;
+  auto* weights =
+      static_cast<Weights*>(context.scratch(context.owner, points * int64_t(sizeof(Weights))));
+  const int64_t values = args.copies * points * args.width;
   const bool stream = values * int64_t(sizeof(S)) >= kStreamBytes;
   if (args.pairs >= 4 * thread_count()) {  // a pair's vectors are still near when its points come
     auto task = [&](int64_t p, int) {
-      measure_pair(args, p);
-      combine(args, p, 0, args.width, stream);
+      weigh_pair(args, p, weights);
+      combine(args, weights, p, 0, args.width, stream);
     };
     return parallel_tasks(args.pairs, task);
   }
-  auto measure = [&](int64_t p, int) { measure_pair(args, p); };
-  parallel_tasks(args.pairs, measure);
+  auto weigh = [&](int64_t p, int) { weigh_pair(args, p, weights); };
+  parallel_tasks(args.pairs, weigh);
   const int64_t chunks = (args.width + kCircleChunk - 1) / kCircleChunk;
   auto task = [&](int64_t index, int) {
     const int64_t begin = index % chunks * kCircleChunk, end = begin + kCircleChunk;
-    combine(args, index / chunks, begin, end < args.width ? end : args.width, stream);
+    combine(args, weights, index / chunks, begin, end < args.width ? end : args.width, stream);
   };
   parallel_tasks(args.pairs * chunks, task);
 }
