@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pyext.files import whole_file
+from pyext_plugins.adam import restore_training, training_state
 from pyext_plugins.diffii.digits import CAPTIONS, CLASSES, SIDE, Digits, Draw
 from pyext_plugins.digest import digest
 
@@ -113,24 +114,13 @@ class Training:
 
     def state(self) -> dict[str, Tensor]:
         """All that the rest of the training depends on, besides step and seconds."""
-        tensors = {"loss": torch.tensor(self.loss_seen, dtype=torch.float64)}
-        for name, parameter in self.parameters.items():
-            tensors[f"parameter/{name}"] = parameter.detach()
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"adam/{key}/{name}"] = value
-        return tensors
+        tensors = training_state(self.parameters, self.optimizer)
+        return {"loss": torch.tensor(self.loss_seen, dtype=torch.float64), **tensors}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `state` gave."""
         self.loss_seen = float(tensors["loss"])
-        for full, tensor in tensors.items():
-            kind, _, name = full.partition("/")
-            if kind == "parameter":
-                with torch.no_grad():
-                    self.parameters[name].copy_(tensor)
-            elif kind == "adam":
-                key, _, name = name.partition("/")
-                self.optimizer.state[self.parameters[name]][key] = tensor
+        restore_training(self.parameters, self.optimizer, tensors)
 
 
 def learn_concepts(unet: UNet2DModel, digits: Digits, draw: Draw, steps: int) -> UNet2DModel:

@@ -23,6 +23,7 @@ from pyext.interface.circle import NORMS
 from pyext.ops import circle
 from pyext_plugins.diffii.circles import draw_angles, draw_pairs, noise
 from pyext_plugins.diffii.pool import Pool
+from pyext_plugins.ranges import check_ranges
 
 NAME = "manifest.jsonl"
 CHOICES = {"norm": NORMS, "single": ("raise", "noise"), "degenerate": ("raise", "noise")}
@@ -70,11 +71,7 @@ class Settings:
             "batch": (1, 4096),
             "seed": (0, 2**31 - 1),
         }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                option = name.replace("_", "-")
-                raise UserError(f"--{option}: expected {low} to {high}, got {value}")
+        check_ranges(self, ranges)
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(

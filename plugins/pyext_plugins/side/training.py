@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyext.errors import UserError
+from pyext_plugins.adam import restore_training, training_state
+from pyext_plugins.ranges import check_ranges
 from pyext_plugins.side.arms import STEP_SIZES, Classifier
 from pyext_plugins.side.cache import TapCache
 from pyext_plugins.side.memory import PeakResident, saved_by
@@ -56,11 +58,7 @@ class Settings:
             "holdout": (0.01, 0.9),
             "seed": (0, 2**31 - 1),
         }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                option = name.replace("_", "-")
-                raise UserError(f"--{option}: expected {low} to {high}, got {value}")
+        check_ranges(self, ranges)
         if self.step_size is not None and not 0 < self.step_size < 10:
             raise UserError(f"--step-size: expected above 0 and below 10, got {self.step_size}")
 
@@ -191,25 +189,13 @@ class Training:
 
     def state(self) -> dict[str, Tensor]:
         """All that the rest of the training depends on, besides step and seconds."""
-        tensors = {"loss": torch.tensor(self.loss_seen, dtype=torch.float64)}
-        for name, parameter in self.parameters.items():
-            tensors[f"parameter/{name}"] = parameter.detach()
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"adam/{key}/{name}"] = value
-        return tensors
+        tensors = training_state(self.parameters, self.optimizer)
+        return {"loss": torch.tensor(self.loss_seen, dtype=torch.float64), **tensors}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `state` gave."""
         self.loss_seen = float(tensors["loss"])
-        for full, tensor in tensors.items():
-            kind, _, name = full.partition("/")
-            if kind == "parameter":
-                with torch.no_grad():
-                    self.parameters[name].copy_(tensor)
-            elif kind == "adam":
-                key, _, name = name.partition("/")
-                place = tensor if key == "step" else tensor.to(self.device)
-                self.optimizer.state[self.parameters[name]][key] = place
+        restore_training(self.parameters, self.optimizer, tensors)
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from pyext.errors import UserError
 from pyext_plugins.picture import psnr, to_bytes
+from pyext_plugins.ranges import check_ranges
 from pyext_plugins.session import run as run
 from pyext_plugins.splat_fit.scene import Camera, Parameters, render, start
 
@@ -46,10 +46,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         ranges = {"gaussians": (1, 1_000_000), "steps": (1, 100_000), "seed": (0, 2**63 - 1)}
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise UserError(f"--{name}: expected {low} to {high}, got {value}")
+        check_ranges(self, ranges)
 
     @property
     def snapshot_steps(self) -> list[int]:

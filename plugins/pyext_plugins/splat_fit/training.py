@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyext.errors import UserError
 from pyext.scene import Scene
+from pyext_plugins.ranges import check_ranges
 from pyext_plugins.splat_fit import densify
 from pyext_plugins.splat_fit.cameras import render
 from pyext_plugins.splat_fit.cloud import random_cloud, scene_extent, start
@@ -62,11 +63,7 @@ class TrainingSettings:
             "sh_degree": (0, 4),
             "seed": (0, 2**63 - 1),
         }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                option = name.replace("_", "-")
-                raise UserError(f"--{option}: expected {low} to {high}, got {value}")
+        check_ranges(self, ranges)
         if self.strategy not in densify.NAMES:
             raise UserError(
                 f"--strategy: expected {' or '.join(densify.NAMES)}, got {self.strategy!r}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyext.errors import UserError
 from pyext.scene import Scene
+from pyext_plugins.ranges import check_ranges
 from pyext_plugins.vcedit.cameras import Cameras
 from pyext_plugins.vcedit.consistency import ViewConsistency
 from pyext_plugins.vcedit.fitting import SceneFit, check_images, render
@@ -37,10 +38,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         ranges = {"rounds": (1, 100), "steps": (1, 100_000), "seed": (0, 2**62)}
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise UserError(f"--{name}: expected {low} to {high}, got {value}")
+        check_ranges(self, ranges)
 
 
 class Edit:
