@@ -96,11 +96,10 @@ def make_rows(op: Callable[..., Any], op_: Callable[..., Any]) -> Callable[..., 
         if inplace:
             check_writable("h", h)
         arguments = (A, B, a, rows, group, scale, act, form)
-        flat = h.view(-1, h.shape[-1])
         if inplace:
-            op_(flat, *arguments)
+            op_(h, *arguments)
             return h
-        out: Tensor = op(flat, *arguments)[0]
+        out: Tensor = op(h.view(-1, h.shape[-1]), *arguments)[0]
         return out.view(h.shape)
 
     return rows
@@ -189,7 +188,7 @@ def make_mix(op: Callable[..., Any], op_: Callable[..., Any]) -> Callable[..., T
             act,
         )
         if inplace and base is not None:
-            op_(base.view(-1, width), flat, *arguments)
+            op_(base, flat, *arguments)
             return base
         y: Tensor = op(flat, None if base is None else base.reshape(-1, width), *arguments)[0]
         return y.view(*lead, width)

@@ -6,16 +6,18 @@ are made of. A result is the same bits on any number of threads.
 
 from __future__ import annotations
 
-from pyext.interface.lowrank import Orthonormal
-from pyext.interface.lowrank_lora import Gate
-from pyext.reference.lowrank import (
-    lora_expand,
-    lora_shrink,
-    mix,
-    noisy_gate,
-    orthonormalize,
-    rows,
-)
+import torch
+
+from pyext.interface.lowrank import Orthonormal, make_mix
+from pyext.interface.lowrank_lora import Gate, make_lora_expand, make_lora_shrink
+from pyext.ops import _lowrank
+from pyext.reference.lowrank import noisy_gate, orthonormalize, rows
+
+_ops = torch.ops.pyext
+
+mix = make_mix(_ops.lowrank_mix, _lowrank.mix.mix_)
+lora_shrink = make_lora_shrink(_ops.lowrank_lora_shrink)
+lora_expand = make_lora_expand(_ops.lowrank_lora_expand, _lowrank.lora.lora_expand_)
 
 __all__ = [
     "Gate",

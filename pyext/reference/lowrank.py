@@ -76,8 +76,8 @@ def lowrank_rows(
 
 
 def lowrank_rows_(h: Tensor, *arguments: Any) -> None:
-    """h is edited in place."""
-    h.copy_(lowrank_rows(h, *arguments)[0])
+    """h [..., D] is edited in place."""
+    h.copy_(lowrank_rows(h.view(-1, h.shape[-1]), *arguments)[0].view(h.shape))
 
 
 def lowrank_mix(
@@ -124,8 +124,9 @@ def lowrank_mix(
 
 
 def lowrank_mix_(base: Tensor, x: Tensor, *arguments: Any) -> None:
-    """base becomes y."""
-    base.copy_(lowrank_mix(x, base, *arguments)[0])
+    """base [..., Do] becomes y."""
+    y = lowrank_mix(x, base.view(-1, base.shape[-1]), *arguments)[0]
+    base.copy_(y.view(base.shape))
 
 
 def lowrank_orthonormalize(X: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,8 @@ template <class T>
 void pack(const T* const* rows, int64_t count, int64_t width, T* panels) {
   for (int64_t b = 0; b < blocks_of(count); ++b) {
     const T* own[kLanes];
-    for (int i = 0; i < kLanes; ++i) own[i] = b * kLanes + i < count ? rows[b * kLanes + i] : nullptr;
+    for (int i = 0; i < kLanes; ++i)
+      own[i] = b * kLanes + i < count ? rows[b * kLanes + i] : nullptr;
     T* panel = panels + b * width * kLanes;
     for (int64_t k = 0; k < width; k += kLanes) {
       const int inside = width - k < kLanes ? int(width - k) : kLanes;
@@ -70,7 +71,8 @@ PYEXT_INLINE void multiply_panel(const T* const* x, int64_t depth, const T* pane
                                  int64_t sums_stride, bool first) {
   Lanes<T> acc[R];
   PYEXT_UNROLL
-  for (int i = 0; i < R; ++i) acc[i] = first ? Lanes<T>(T(0)) : Lanes<T>::load(sums + i * sums_stride);
+  for (int i = 0; i < R; ++i)
+    acc[i] = first ? Lanes<T>(T(0)) : Lanes<T>::load(sums + i * sums_stride);
   const auto step = [&](int64_t k) {
     const auto row = Lanes<T>::load(panel + k * kLanes);
     PYEXT_UNROLL
