@@ -58,7 +58,7 @@ struct RankRows {
 template <class S>
 void lora_shrink(const LoraShrinkArgs<S>& args, const Context& context) {
   using T = Wide<S>;
-  const int64_t rank = args.routing.rank, blocks = blocks_of(rank), panel = blocks * kLanes;
+  const int64_t rank = args.routing.rank, panel = blocks_of(rank) * kLanes;
   const RowsByAdapter rows(args.routing, context);
   T* panels = scratch_values<T>(context, args.routing.adapters * panel * args.width);
   auto pack_one = [&](int64_t e, int) {
@@ -74,7 +74,7 @@ void lora_shrink(const LoraShrinkArgs<S>& args, const Context& context) {
     const int64_t* own = rows.order + t.first;
     T* out = products + worker * kTileRows * panel;
     const GatheredRows<const S> x(args.x, args.stride, own, t.count);
-    project(t.count, x.at, args.width, panels + t.adapter * panel * args.width, blocks, out, panel);
+    project(t.count, x.at, args.width, panels + t.adapter * panel * args.width, rank, out, panel);
     const T scale = args.scale ? args.scale[t.adapter] : T(1);
     for (int i = 0; i < t.count; ++i)
       for (int64_t j = 0; j < rank; ++j) args.z[own[i] * rank + j] = scale * out[i * panel + j];

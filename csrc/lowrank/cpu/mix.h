@@ -29,7 +29,7 @@ void mix_tile(const MixArgs<S>& args, const FactorRows<S>& factors, const Wide<S
               int64_t first, Wide<S>* ranks) {
   const int count = int(args.rows - first < kTileRows ? args.rows - first : kTileRows);
   const RowPointers<const S> x(args.x + first * args.in, args.in, count);
-  project(count, x.at, args.in, panels, blocks_of(factors.A_count), ranks, factors.stride);
+  project(count, x.at, args.in, panels, factors.A_count, ranks, factors.stride);
   for (int i = 0; i < count; ++i) mix_row(args, first + i, ranks + i * factors.stride);
   const RowPointers<S> y(args.y + first * args.out, args.out, count);
   const RowPointers<const S> base(args.base ? args.base + first * args.out : nullptr, args.out,

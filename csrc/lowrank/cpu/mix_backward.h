@@ -117,7 +117,7 @@ struct BackwardTile {
     const MixArgs<S>& f = args.forward;
     const RowPointers<const S> g_y(args.g_y + first * f.out, f.out, count);
     const RowPointers<const S> x(f.x + first * f.in, f.in, count);
-    project(count, g_y.at, f.out, panels, blocks_of(factors.B_count), products, factors.stride);
+    project(count, g_y.at, f.out, panels, factors.B_count, products, factors.stride);
     for (int i = 0; i < count; ++i)
       for (int e = 0; e < f.adapters.count; ++e) adapter(first + i, i * factors.stride, e);
     if (args.g_x) {

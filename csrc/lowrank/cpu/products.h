@@ -65,18 +65,41 @@ void pack(const T* const* rows, int64_t count, int64_t width, T* panels) {
   }
 }
 
-// sums[i] += sum over k of x[i][k] panel[k], for R rows.
-template <int R, class T>
+// What a panel's columns are computed with: all its lanes, or the first eight, which take half as
+// long, where it has no more.
+template <class T, bool Narrow>
+struct PanelLanes {
+  using type = Lanes<T>;
+};
+#if defined(__AVX2__)
+struct EightLanes {
+  __m256 r;
+  EightLanes() = default;
+  PYEXT_INLINE EightLanes(float x) : r(_mm256_set1_ps(x)) {}
+  PYEXT_INLINE EightLanes(__m256 x) : r(x) {}
+  static PYEXT_INLINE EightLanes load(const float* p) { return _mm256_loadu_ps(p); }
+  PYEXT_INLINE void store(float* p) const { _mm256_storeu_ps(p, r); }
+};
+PYEXT_INLINE EightLanes fma(EightLanes a, EightLanes b, EightLanes c) {
+  return _mm256_fmadd_ps(a.r, b.r, c.r);
+}
+template <>
+struct PanelLanes<float, true> {
+  using type = EightLanes;
+};
+#endif
+
+// sums[i] += sum over k of x[i][k] panel[k], for R rows and the lanes of V.
+template <class V, int R, class T>
 PYEXT_INLINE void multiply_panel(const T* const* x, int64_t depth, const T* panel, T* sums,
                                  int64_t sums_stride, bool first) {
-  Lanes<T> acc[R];
+  V acc[R];
   PYEXT_UNROLL
-  for (int i = 0; i < R; ++i)
-    acc[i] = first ? Lanes<T>(T(0)) : Lanes<T>::load(sums + i * sums_stride);
+  for (int i = 0; i < R; ++i) acc[i] = first ? V(T(0)) : V::load(sums + i * sums_stride);
   const auto step = [&](int64_t k) {
-    const auto row = Lanes<T>::load(panel + k * kLanes);
+    const auto row = V::load(panel + k * kLanes);
     PYEXT_UNROLL
-    for (int i = 0; i < R; ++i) acc[i] = fma(Lanes<T>(x[i][k]), row, acc[i]);
+    for (int i = 0; i < R; ++i) acc[i] = fma(V(x[i][k]), row, acc[i]);
   };
   int64_t k = 0;
   for (; k + kLanes <= depth; k += kLanes) {
@@ -108,7 +131,7 @@ PYEXT_INLINE void widen_rows(const S* const* x, int64_t at, int64_t depth, Wide<
 }
 
 template <int R, class S>
-void project_rows(const S* const* x, int64_t width, const Wide<S>* panels, int64_t blocks,
+void project_rows(const S* const* x, int64_t width, const Wide<S>* panels, int64_t columns,
                   Wide<S>* out, int64_t stride) {
   using T = Wide<S>;
   alignas(64) T wide[std::is_same_v<S, T> ? 1 : R * kDepth];
@@ -116,25 +139,30 @@ void project_rows(const S* const* x, int64_t width, const Wide<S>* panels, int64
     const int64_t depth = width - at < kDepth ? width - at : kDepth;
     const T* rows[R];
     widen_rows<R>(x, at, depth, wide, rows);
-    for (int64_t b = 0; b < blocks; ++b)
-      multiply_panel<R>(rows, depth, panels + (b * width + at) * kLanes, out + b * kLanes, stride,
-                        at == 0);
+    for (int64_t b = 0; b < columns; b += kLanes) {
+      const T* panel = panels + b * width + at * kLanes;
+      if (columns - b <= kLanes / 2)
+        multiply_panel<typename PanelLanes<T, true>::type, R>(rows, depth, panel, out + b, stride,
+                                                              at == 0);
+      else
+        multiply_panel<Lanes<T>, R>(rows, depth, panel, out + b, stride, at == 0);
+    }
   }
 }
 
-// out[i][j] = sum over k of x[i][k] w[j][k] for `count` rows and all columns of the panels, those
-// that only fill up the last one among them. Rows of out begin `stride` apart.
+// out[i][j] = sum over k of x[i][k] w[j][k] for `count` rows and columns of the panels; what the
+// last panel has beyond them is filled, too. Rows of out begin `stride` apart.
 template <class S>
-void project(int count, const S* const* x, int64_t width, const Wide<S>* panels, int64_t blocks,
+void project(int count, const S* const* x, int64_t width, const Wide<S>* panels, int64_t columns,
              Wide<S>* out, int64_t stride) {
   constexpr int kTall = kSums<Wide<S>>;
   int i = 0;
   for (; i + kTall <= count; i += kTall)
-    project_rows<kTall>(x + i, width, panels, blocks, out + i * stride, stride);
+    project_rows<kTall>(x + i, width, panels, columns, out + i * stride, stride);
   if constexpr (kTall > 4)
     for (; i + 4 <= count; i += 4)
-      project_rows<4>(x + i, width, panels, blocks, out + i * stride, stride);
-  for (; i < count; ++i) project_rows<1>(x + i, width, panels, blocks, out + i * stride, stride);
+      project_rows<4>(x + i, width, panels, columns, out + i * stride, stride);
+  for (; i < count; ++i) project_rows<1>(x + i, width, panels, columns, out + i * stride, stride);
 }
 
 // Coefficients of a sum of rows: that of term j in sum i is values[i sum_step + j term_step].
