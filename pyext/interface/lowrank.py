@@ -13,6 +13,7 @@ from pyext.interface.lowrank_checks import (
     ACTIVATIONS,
     INDICES,
     MAX_RANK,
+    as_rows,
     check_flags,
     check_pair,
     check_rank,
@@ -99,7 +100,7 @@ def make_rows(op: Callable[..., Any], op_: Callable[..., Any]) -> Callable[..., 
         if inplace:
             op_(h, *arguments)
             return h
-        out: Tensor = op(h.view(-1, h.shape[-1]), *arguments)[0]
+        out: Tensor = op(as_rows(h), *arguments)[0]
         return out.view(h.shape)
 
     return rows
@@ -172,7 +173,7 @@ def make_mix(op: Callable[..., Any], op_: Callable[..., Any]) -> Callable[..., T
             raise ValueError("base: expected a tensor to write in place, got None")
         if inplace and base is not None:
             check_writable("base", base)
-        flat = x.reshape(-1, x.shape[-1])
+        flat = as_rows(x)
         arguments = (
             A,
             B,
@@ -181,7 +182,7 @@ def make_mix(op: Callable[..., Any], op_: Callable[..., Any]) -> Callable[..., T
             M,
             m,
             scale,
-            None if gate is None else gate.reshape(-1, count),
+            None if gate is None else as_rows(gate),
             [False] * count if has_inner is None else list(has_inner),
             [rank] * count if ranks is None else list(ranks),
             [False] * count if frozen is None else list(frozen),
@@ -190,7 +191,7 @@ def make_mix(op: Callable[..., Any], op_: Callable[..., Any]) -> Callable[..., T
         if inplace and base is not None:
             op_(base, flat, *arguments)
             return base
-        y: Tensor = op(flat, None if base is None else base.reshape(-1, width), *arguments)[0]
+        y: Tensor = op(flat, None if base is None else as_rows(base), *arguments)[0]
         return y.view(*lead, width)
 
     return mix

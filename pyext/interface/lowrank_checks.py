@@ -66,6 +66,11 @@ def check_ranks(ranks: Sequence[int] | None, count: int, rank: int) -> None:
             raise ValueError(f"ranks: expected 0 to {rank}, got {r} for adapter {e}")
 
 
+def as_rows(tensor: Tensor) -> Tensor:
+    """[..., D] as [N, D]."""
+    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+
+
 def check_writable(name: str, tensor: Tensor) -> None:
     """What is written in place must be contiguous, and no leaf whose gradient is wanted."""
     if not tensor.is_contiguous():

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyext.interface.checks import check_positive, check_storage, check_tensor
 from pyext.interface.lowrank_checks import (
     MAX_RANK,
+    as_rows,
     check_rank,
     check_routing,
     check_weights,
@@ -71,8 +72,8 @@ def make_noisy_gate(op: Callable[..., Any]) -> Callable[..., Gate]:
         if topk is not None and not 1 <= topk <= count:
             raise ValueError(f"topk: expected 1 to {count}, got {topk}")
         check_positive("floor", floor)
-        flat = x.reshape(-1, x.shape[-1])
-        noise = None if eps is None else eps.reshape(-1, count)
+        flat = as_rows(x)
+        noise = None if eps is None else as_rows(eps)
         gate, logits, *_ = op(flat, Wg, Wn, noise, count if topk is None else topk, floor)
         shape = (*x.shape[:-1], count)
         return Gate(gate.view(shape), logits.view(shape))

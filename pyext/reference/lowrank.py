@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyext.interface.lowrank import make_mix, make_orthonormalize, make_rows
-from pyext.interface.lowrank_checks import wide
+from pyext.interface.lowrank_checks import as_rows, wide
 from pyext.interface.lowrank_lora import make_lora_expand, make_lora_shrink, make_noisy_gate
 
 
@@ -77,7 +77,7 @@ def lowrank_rows(
 
 def lowrank_rows_(h: Tensor, *arguments: Any) -> None:
     """h [..., D] is edited in place."""
-    h.copy_(lowrank_rows(h.view(-1, h.shape[-1]), *arguments)[0].view(h.shape))
+    h.copy_(lowrank_rows(as_rows(h), *arguments)[0].view(h.shape))
 
 
 def lowrank_mix(
@@ -125,7 +125,7 @@ def lowrank_mix(
 
 def lowrank_mix_(base: Tensor, x: Tensor, *arguments: Any) -> None:
     """base [..., Do] becomes y."""
-    y = lowrank_mix(x, base.view(-1, base.shape[-1]), *arguments)[0]
+    y = lowrank_mix(x, as_rows(base), *arguments)[0]
     base.copy_(y.view(base.shape))
 
 

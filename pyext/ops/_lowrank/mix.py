@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyext.interface.lowrank_checks import wide
+from pyext.interface.lowrank_checks import as_rows, wide
 from pyext.ops._refuse import refuse_double_backward
 
 _ops = torch.ops.pyext
@@ -78,7 +78,7 @@ class _MixInPlace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, base: Tensor, x: Tensor, *arguments: Any) -> Tensor:
-        u = _ops.lowrank_mix_(base.view(-1, base.shape[-1]), x, *arguments)
+        u = _ops.lowrank_mix_(as_rows(base), x, *arguments)
         ctx.mark_dirty(base)
         _save(ctx, x, u, arguments[: len(_NAMES)], arguments[len(_NAMES) :])
         return base
@@ -86,7 +86,7 @@ class _MixInPlace(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g_y: Tensor) -> tuple[Tensor | None, ...]:
-        flat = g_y.reshape(-1, g_y.shape[-1])
+        flat = as_rows(g_y)
         g_x, *rest = _gradients(ctx, flat, list(ctx.needs_input_grad[1 : 2 + len(_NAMES)]))
         return g_y, g_x, *rest, None, None, None, None
 
@@ -94,11 +94,11 @@ class _MixInPlace(torch.autograd.Function):
 def mix_(base: Tensor, x: Tensor, *arguments: Any) -> None:
     """base becomes y: [..., Do], contiguous."""
     if torch.compiler.is_compiling():
-        y, _ = _ops.lowrank_mix(x, base.view(-1, base.shape[-1]), *arguments)
+        y, _ = _ops.lowrank_mix(x, as_rows(base), *arguments)
         base.copy_(y.view(base.shape))
     elif torch.is_grad_enabled() and any(
         isinstance(t, Tensor) and t.requires_grad for t in (base, x, *arguments)
     ):
         _MixInPlace.apply(base, x, *arguments)
     else:
-        _ops.lowrank_mix_(base.view(-1, base.shape[-1]), x, *arguments)
+        _ops.lowrank_mix_(as_rows(base), x, *arguments)
