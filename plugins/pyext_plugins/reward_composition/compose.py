@@ -169,7 +169,7 @@ def compose_rewards(
     stats = statistics(r)
     if mode in ("mirror", "softmax"):
         _warn_of_empty(stats)
-        start = log_w if mode == "mirror" else _equal(log_w, stats[:, 3] > 0)
+        start = log_w if mode == "mirror" else equal_shares(log_w, stats[:, 3] > 0)
         log_w = mirror_step(stats[:, 0], start, lam, bias, floor)
     grouped = r.view(-1, size, count)
     if order == "normalize_then_sum":
@@ -220,8 +220,8 @@ def _combine(values: Tensor, r: Tensor, log_w: Tensor, mode: Mode) -> Tensor:
     return combined.masked_fill(r.isnan().all(1), torch.nan)
 
 
-def _equal(log_w: Tensor, there: Tensor) -> Tensor:
-    """Equal shares of what the rewards that are there have together."""
+def equal_shares(log_w: Tensor, there: Tensor) -> Tensor:
+    """Equal shares, for the rewards that are there, of what these have together; [n]."""
     if not there.any():
         return log_w
     old = log_w.double()

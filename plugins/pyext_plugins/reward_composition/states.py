@@ -68,9 +68,7 @@ def check(state: Mapping[str, Any]) -> None:
         raise ValueError(f"state: {error}") from error
 
 
-def places(
-    names: Sequence[str], saved: Sequence[str], other_names: str
-) -> list[int | None]:
+def places(names: Sequence[str], saved: Sequence[str], other_names: str) -> list[int | None]:
     """Where in the state each of the names is; None for one that is new.
 
     Raises:
@@ -110,5 +108,7 @@ def from_list(values: Sequence[float | None]) -> Tensor:
 
 
 def _difference(new: Sequence[str], gone: Sequence[str]) -> str:
-    parts = [f"{kind} {', '.join(names)}" for kind, names in (("new:", new), ("gone:", gone)) if names]
+    parts = [
+        f"{kind} {', '.join(names)}" for kind, names in (("new:", new), ("gone:", gone)) if names
+    ]
     return "; ".join(parts)

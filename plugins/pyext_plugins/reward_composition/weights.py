@@ -18,6 +18,7 @@ from pyext_plugins.reward_composition.compose import (
     Order,
     Scale,
     compose_rewards,
+    equal_shares,
     mirror_step,
 )
 from pyext_plugins.reward_composition.moments import Moments
@@ -281,10 +282,7 @@ class RewardWeights:
     def _move(self, means: Tensor) -> None:
         start = self._log_w
         if self.mode == "softmax":
-            there = ~means.isnan()
-            if there.any():  # equal shares of what these have together
-                share = start[there].logsumexp(0) - there.sum().log()
-                start = torch.where(there, share, start)
+            start = equal_shares(start, ~means.isnan())
         self._log_w = mirror_step(means, start, self.lam, self.bias, self.floor, self.cap)
 
     def _say_empty(self, batch: Batch) -> None:
