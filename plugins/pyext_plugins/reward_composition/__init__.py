@@ -1,7 +1,7 @@
 """Several rewards made one, with weights that move towards the reward that is lowest.
 
-`compose` has the pure functions, `weights` the object that keeps weights over a training, `trainers`
-puts it into TRL's trainers.
+`compose` has the pure functions, `weights` the object that keeps weights over a training,
+`trainers` puts it into TRL's trainers.
 """
 
 from pyext.methods import Method

@@ -1,7 +1,7 @@
 """One reward out of several, and the step of their weights: pure functions of tensors.
 
-`mirror_step` moves the weights, `compose_rewards` does all that stands between the scores of a batch
-and the advantages of an RL algorithm. No gradient flows through either.
+`mirror_step` moves the weights, `compose_rewards` does all that stands between the scores of a
+batch and the advantages of an RL algorithm. No gradient flows through either.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def compose_rewards(
         log_w, lam, bias, floor: as in `mirror_step`.
         group: completions of each prompt, which lie beside each other; None for the whole batch.
         mode: "mirror" moves the weights by the batch's means and then sums, ``sum_i w_i r_i``;
-            "softmax" does so with ``w = softmax(-lam means + bias)``, without memory; "fixed" leaves
-            the weights; "min" takes the least reward of each sample, whatever the weights.
+            "softmax" does so with ``w = softmax(-lam means + bias)``, without memory; "fixed"
+            leaves the weights; "min" takes the least reward of each sample, whatever the weights.
         order: "sum_then_normalize" subtracts the group's mean from the composed rewards;
             "normalize_then_sum" composes rewards of which each was standardised within its group
             (GDPO), and standardises the result over the batch.

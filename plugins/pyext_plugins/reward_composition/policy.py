@@ -46,15 +46,17 @@ class Policy(nn.Module):
 
 
 def score(words: Tensor) -> Tensor:
-    """Rewards of sequences [B, TOKENS]: the share of tokens that serve each, by its gain; [B, 3]."""
-    served = torch.stack([(words // OWN == number).float().mean(1) for number in range(3)], 1)
+    """Rewards of sequences [B, TOKENS]: share of tokens that serve each, by its gain; [B, 3]."""
+    served = torch.stack(
+        [(words // OWN == number).float().mean(1) for number in range(len(NAMES))], 1
+    )
     return served * torch.tensor(GAINS)
 
 
 def best_worst() -> float:
     """The highest value that the lowest mean reward can have: tokens shared so that all are equal.
 
-    With shares x_i of the tokens, of sum 1, the means are gain_i x_i; equal to v for x_i = v / gain_i.
+    With shares x_i of the tokens, of sum 1, the means are gain_i x_i: all v for x_i = v / gain_i.
     """
     return 1 / sum(1 / gain for gain in GAINS)
 

@@ -68,8 +68,8 @@ class Run:
 
     @property
     def swing(self) -> float:
-        """Standard deviation of that over the last steps."""
-        return float(self.means[-LAST:].amin(1).std())
+        """Standard deviation over the last steps, of the reward that moves most."""
+        return float(self.means[-LAST:].std(0).amax())
 
     @property
     def total(self) -> float:
