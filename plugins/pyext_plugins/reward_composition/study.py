@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pyext_plugins.reward_composition.compose import Order
 from pyext_plugins.reward_composition.learning import Settings, train
 from pyext_plugins.reward_composition.policy import NAMES, Policy
 from pyext_plugins.reward_composition.weights import RewardWeights
@@ -21,12 +22,12 @@ class Arm:
 
     Args:
         weights: makes the weights, new for every training.
-        standardise: rewards are standardised over the batch before they are summed.
+        order: of `compose_rewards`.
         epochs: of PPO; 0 for REINFORCE.
     """
 
     weights: Callable[[], RewardWeights]
-    standardise: bool = False
+    order: Order = "sum_then_normalize"
     epochs: int = 0
 
 
@@ -38,7 +39,7 @@ EQUAL, Z_SCORE, MINIMUM, SOFTMAX = "equal weights", "z-score, then sum", "minimu
 MIRROR, MIRROR_1, MIRROR_3, MIRROR_PPO = "mirror, 0.2", "mirror, 1", "mirror, 3", "mirror, 0.2, PPO"
 ARMS = {
     EQUAL: Arm(lambda: RewardWeights(NAMES, mode="uniform")),
-    Z_SCORE: Arm(lambda: RewardWeights(NAMES, mode="uniform"), standardise=True),
+    Z_SCORE: Arm(lambda: RewardWeights(NAMES, mode="uniform"), order="normalize_then_sum"),
     MINIMUM: Arm(lambda: RewardWeights(NAMES, mode="min")),
     SOFTMAX: Arm(lambda: RewardWeights(NAMES, 5.0, mode="softmax")),
     MIRROR: Arm(_mirror(0.2)),
@@ -85,8 +86,7 @@ def run(arm: Arm, settings: Settings, seed: int) -> Run:
     means, history = [], []
 
     def compose(rewards: Tensor) -> Tensor:
-        order = "normalize_then_sum" if arm.standardise else "sum_then_normalize"
-        return weights.compose(rewards, order=order).reward
+        return weights.compose(rewards, order=arm.order).reward
 
     def watch(rewards: Tensor) -> None:
         means.append(rewards.double().mean(0))

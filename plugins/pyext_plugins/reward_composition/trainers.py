@@ -8,7 +8,7 @@ and put there, so that a batch is composed by the weights it led to.
 from __future__ import annotations
 
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -106,9 +106,9 @@ def _callback(trainer: Trainer, weights: RewardWeights) -> TrainerCallback:
             control: TrainerControl,
             **kwargs: Any,
         ) -> None:
-            name = type(self).__name__
+            states = cast(dict[str, Any], state.stateful_callbacks)
             # A checkpoint of a training without weights has no such entry, and saving needs one.
-            saved = state.stateful_callbacks.setdefault(name, self.state())
+            saved = states.setdefault(type(self).__name__, self.state())
             weights.load_state_dict(saved[KEY])
             _install(trainer, weights)
 
