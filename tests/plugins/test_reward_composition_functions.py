@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from torch import nan
-
 from pyext_plugins.reward_composition.compose import compose_rewards, mirror_step
+from torch import nan
 
 THIRD = torch.full((3,), 1 / 3, dtype=torch.float64).log()
 MEANS = torch.tensor([0.5, -0.2, 3.0], dtype=torch.float64)

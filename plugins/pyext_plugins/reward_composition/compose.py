@@ -225,7 +225,7 @@ def equal_shares(log_w: Tensor, there: Tensor) -> Tensor:
     if not there.any():
         return log_w
     old = log_w.double()
-    share = old[there].logsumexp(0) - there.sum().log()
+    share = old[there].logsumexp(0) - there.sum().double().log()
     return torch.where(there, share, old).to(log_w.dtype)
 
 
