@@ -213,9 +213,12 @@ def test_states_that_are_not_whole_are_refused(tmp_path):
     assert weights.state_dict() == state
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "half.json").write_text(json.dumps(state)[:50])
+    (tmp_path / "text.json").write_text(json.dumps(state | {"floor": "low"}))
     for name in ("list", "half", "none"):
         with pytest.raises(ValueError, match="path: expected"):
             RewardWeights.load(tmp_path / f"{name}.json")
+    with pytest.raises(ValueError, match="path: .*text.json: "):
+        RewardWeights.load(tmp_path / "text.json")
 
 
 BAD = {

@@ -9,7 +9,7 @@ from pyext.methods import Method
 METHOD = Method(
     name="reward-composition",
     summary="Train on several rewards at once: the lowest of them gains weight after every batch.",
-    paper="Li et al. 2024, Fair and Stable Reward Composition in RL, EMNLP, 10122-10140",
+    paper="Li et al. 2024, Fair and Stable Reward Composition (Fast RL), EMNLP, 10122-10140",
     ops=(),
     extra="reward-composition",
     demo="pyext_plugins.reward_composition.demo:demo",

@@ -70,7 +70,8 @@ def mirror_step(
     Raises:
         ValueError, TypeError: a value, shape, type or device is not as said; the argument is named.
 
-    Source: Li et al. 2024 (EMNLP, 10122-10140).
+    Source: Li et al. 2024 (EMNLP, 10122-10140), its formula as others report it: the paper was not
+    at hand. That it is mirror descent is derived, not taken over.
     """
     count = checks.log_weights(log_w)
     checks.all_finite("log_w", log_w)  # a weight of 0 would stay there

@@ -38,7 +38,8 @@ class RewardWeights:
 
     Args:
         names: of the rewards, in the order of their columns.
-        lam: step, one number or one for each reward; may be set during a training.
+        lam: step, one number or one for each reward; may be set during a training. It is a step
+            an update, however large the batch.
         mode: "mirror"; "softmax" of the last means alone; "fixed"; "uniform", fixed at 1/n;
             "min", the least reward of each sample, which `compose` takes.
         initial: weights to start from, positive, of sum 1; 1/n if None.
@@ -126,7 +127,7 @@ class RewardWeights:
 
         A reward without a value in the batch keeps its weight. Where ``torch.distributed`` is
         initialised, sums and counts are reduced over all processes, so that all of them hold the
-        same weights; every process must call it, with a share of the batch of any size.
+        same weights; every process must call it, with a share of the batch of one row at least.
 
         Args:
             rewards: [B, n], NaN where a reward does not apply. Under NCCL on the GPU.
@@ -168,7 +169,11 @@ class RewardWeights:
         training: bool = True,
         reduce: bool = True,
     ) -> Composition:
-        """`update`, and then `compose.compose_rewards` of the same rewards by the new weights."""
+        """`update`, and then `compose.compose_rewards` of the same rewards by the new weights.
+
+        Means and standard deviations of advantages are those of the rewards given here; of several
+        processes, each has its own.
+        """
         self.update(rewards, training=training, reduce=reduce)
         mode: Mode = "min" if self.mode == "min" else "fixed"
         return compose_rewards(
@@ -261,8 +266,11 @@ class RewardWeights:
         state = states.read(Path(path))
         settings = ("bias", "floor", "cap", "smoothing", "decay", "scaling", "patience")
         own = {name: state[name] for name in settings}
-        found = cls(state["names"], state["lambda"], state["mode"], **own)
-        found.load_state_dict(state)
+        try:
+            found = cls(state["names"], state["lambda"], state["mode"], **own)
+            found.load_state_dict(state)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"path: {path}: {error}") from error
         return found
 
     def _exponent_means(self, batch: Batch) -> Tensor:
