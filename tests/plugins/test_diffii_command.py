@@ -19,9 +19,11 @@ pytest.importorskip("accelerate")
 import numpy as np
 from PIL import Image
 from pyext_plugins.diffii import commands, work
+from pyext_plugins.diffii.app import app
 from pyext_plugins.diffii.commands import Options
 from pyext_plugins.diffii.manifest import Settings, load_manifest
 from pyext_plugins.diffii.pool import load_pool
+from typer.testing import CliRunner
 
 from pyext.errors import UserError
 from tests.plugins.diffii_models import CLASSES, picture_folder, pixel_folder
@@ -90,6 +92,21 @@ def test_one_image_is_made_again_to_the_same_bytes(data, model, tmp_path, capsys
         assert content(out) == whole
     with pytest.raises(UserError, match="--only: no image 'cat/0003'. Did you mean 'cat/00003'?"):
         commands.regenerate(out / "inversions.safetensors", out, options(model), "cat/0003")
+
+
+def test_options_that_the_manifest_has_settled_are_refused(model, tmp_path):
+    """What would be ignored beside --only is named; what is not, the model's, is let through."""
+    out = tmp_path / "out"
+    words = ["generate", "--inversions", tmp_path / "none", "--model", model, "-o", out]
+    words += ["--null-label", 3, "--threads", 1, "--only", "cat/00003"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert str(result.exception).startswith("--inversions: ")  # there are none
+    words += ["--steps", 3, "--suffix-fraction", 0.0]  # its default, but asked for
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert str(result.exception) == (
+        "--only: the manifest has the settings, expected none beside it, got --steps, "
+        "--suffix-fraction"
+    )
 
 
 def test_what_is_missing_is_made_to_the_same_bytes(data, model, tmp_path):

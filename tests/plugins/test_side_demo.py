@@ -100,6 +100,36 @@ def test_the_network_for_photos_has_the_shapes_of_its_weights():
     assert model(pictures).shape == (1, 1280) and model.classify(pictures).shape == (1, 1000)
 
 
+class Runs:
+    """What a pickle can do: a file of it runs a call when it is read."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("the file was run",))
+
+
+def test_weights_of_photos_are_tensors_and_nothing_else(tmp_path):
+    path = tmp_path / "weights"
+    state = efficientnet.EfficientNetLite0().state_dict()
+    torch.save(state, path)
+    loaded = efficientnet.load(path).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in state.items())
+    bad = {
+        "expected a state dict of tensors": {**state, "more": Runs()},
+        "expected tensors by name and nothing else": {**state, "epoch": 3},
+        "is of another network": {**state, "more": torch.zeros(1)},
+    }
+    for message, content in bad.items():
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=message):
+            efficientnet.load(path)
+    torch.save([torch.zeros(1)], path)
+    with pytest.raises(ValueError, match="expected tensors by name and nothing else"):
+        efficientnet.load(path)
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="expected a state dict of tensors"):
+        efficientnet.load(path)
+
+
 @pytest.mark.parametrize(("size", "kernel", "stride"), [(8, 3, 2), (7, 3, 2), (8, 5, 1), (9, 5, 2)])
 def test_convolutions_fill_up_as_tensorflow_does(size, kernel, stride):
     conv = efficientnet.SameConv(1, 1, kernel, stride, bias=False)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pyext.errors import UserError
+
+if TYPE_CHECKING:
+    from pyext_plugins.diffii.commands import Options
+    from pyext_plugins.diffii.manifest import Settings
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -74,16 +81,17 @@ def invert(
     Run the same command again to go on after Ctrl-C or a crash: the result is the same. Under
     `accelerate launch -m pyext.cli` several processes share the work.
     """
-    from pyext_plugins.diffii.commands import Options, invert
+    from pyext_plugins.diffii.commands import invert
 
-    options = Options(
-        model, prompt, concepts, null_label, tuple(embeddings or ()), lora, spacing, dtype, threads
+    options = _options(
+        model, prompt, concepts, null_label, embeddings, lora, spacing, dtype, threads
     )
     invert(data, output, options, inversion_steps, batch)
 
 
 @app.command()
 def generate(
+    context: typer.Context,
     inversions: Annotated[Path, typer.Option(help="What `invert` wrote.")],
     model: ModelFolder,
     output: Output,
@@ -107,7 +115,10 @@ def generate(
     threads: Threads = None,
     only: Annotated[
         str | None,
-        typer.Option(help="Make this image of the manifest again, by the manifest's settings."),
+        typer.Option(
+            help="Make this image of the manifest again, by the manifest's settings; "
+            "options that would change these are refused."
+        ),
     ] = None,
 ) -> None:
     """Generate images from places on circles; write a folder of them and manifest.jsonl.
@@ -115,19 +126,17 @@ def generate(
     Run the same command again to go on after Ctrl-C or a crash. An image's bytes depend on the
     manifest, the model, the versions it names, the kind of machine and the number of threads.
     """
-    from pyext_plugins.diffii.commands import Options, generate, regenerate
-    from pyext_plugins.diffii.loading import read_suffixes
-    from pyext_plugins.diffii.manifest import Settings
+    from pyext_plugins.diffii.commands import generate, regenerate
 
-    options = Options(
-        model, prompt, concepts, null_label, tuple(embeddings or ()), lora, spacing, dtype, threads
+    options = _options(
+        model, prompt, concepts, null_label, embeddings, lora, spacing, dtype, threads
     )
     if only is not None:
+        _refuse_settings(context)
         regenerate(inversions, output, options, only)
         return
-    texts = read_suffixes(suffixes)
     drawn = (norm, single, degenerate, batch, seed)
-    settings = Settings(expansion, steps, guidance, texts, suffix_fraction, *drawn)
+    settings = _settings(expansion, steps, guidance, suffixes, suffix_fraction, *drawn)
     generate(inversions, output, options, settings)
 
 
@@ -157,14 +166,70 @@ def augment(
     threads: Threads = None,
 ) -> None:
     """Invert the pictures of a folder and generate more of each class: both commands in one."""
-    from pyext_plugins.diffii.commands import Options, augment
+    from pyext_plugins.diffii.commands import augment
+
+    options = _options(
+        model, prompt, concepts, null_label, embeddings, lora, spacing, dtype, threads
+    )
+    drawn = (norm, single, degenerate, batch, seed)
+    settings = _settings(expansion, steps, guidance, suffixes, suffix_fraction, *drawn)
+    augment(data, output, options, inversion_steps, settings)
+
+
+def _options(
+    model: Path,
+    prompt: str | None,
+    concepts: Path | None,
+    null_label: int | None,
+    embeddings: list[Path] | None,
+    lora: Path | None,
+    spacing: str,
+    dtype: str,
+    threads: int | None,
+) -> Options:
+    from pyext_plugins.diffii.commands import Options
+
+    files = tuple(embeddings or ())
+    return Options(model, prompt, concepts, null_label, files, lora, spacing, dtype, threads)
+
+
+def _settings(
+    expansion: int,
+    steps: int,
+    guidance: float,
+    suffixes: Path | None,
+    suffix_fraction: float,
+    norm: str,
+    single: str,
+    degenerate: str,
+    batch: int,
+    seed: int,
+) -> Settings:
     from pyext_plugins.diffii.loading import read_suffixes
     from pyext_plugins.diffii.manifest import Settings
 
-    options = Options(
-        model, prompt, concepts, null_label, tuple(embeddings or ()), lora, spacing, dtype, threads
-    )
-    texts = read_suffixes(suffixes)
     drawn = (norm, single, degenerate, batch, seed)
-    settings = Settings(expansion, steps, guidance, texts, suffix_fraction, *drawn)
-    augment(data, output, options, inversion_steps, settings)
+    texts = read_suffixes(suffixes)
+    return Settings(expansion, steps, guidance, texts, suffix_fraction, *drawn)
+
+
+def _refuse_settings(context: typer.Context) -> None:
+    """Refuse options that say how images are drawn, given where the manifest says it.
+
+    Raises:
+        UserError: there are some.
+    """
+    from pyext_plugins.diffii.manifest import Settings
+
+    names = [field.name for field in fields(Settings)]
+    given = [name for name in names if _is_given(context, name)]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(
+            f"--only: the manifest has the settings, expected none beside it, got {options}"
+        )
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")

@@ -6,11 +6,14 @@ Modules bear the names of the state dict that `pyext data` brings as ``efficient
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pyext.errors import one_line
 
 SIDE = 224  # pixels of the pictures it was trained on
 STEM, HEAD = 32, 1280
@@ -104,7 +107,25 @@ class EfficientNetLite0(nn.Module):
 
 
 def load(path: Path) -> EfficientNetLite0:
-    """The network with the weights of a state dict; nothing in the file is run."""
+    """The network with the weights of a state dict.
+
+    Of the file only tensors by name are accepted. PyTorch's reader for weights makes nothing but
+    tensors and plain containers, runs no code of the file, and refuses whatever else is asked for.
+
+    Raises:
+        ValueError: the file is no such state dict, or one of another network.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"path: expected a state dict of tensors, {path} is none") from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise ValueError(f"path: expected tensors by name and nothing else, {path} has more")
     model = EfficientNetLite0()
-    model.load_state_dict(torch.load(path, weights_only=True))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"path: {path} is of another network: {one_line(error)}") from error
     return model.eval()
