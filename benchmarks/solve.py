@@ -26,6 +26,7 @@ from pyext.report import Claim
 GRAM, SOLVE, SVD = "gram", "solve", "factored_svd"
 OURS, AUTHORS, LIMIT = "pyext", "authors' way", "limit"
 TASKS, RANK, ALPHA, SCALE = 2, 8, 1e-4, 4.0
+SKETCH = 64  # columns that stand for an input where only a norm is wanted
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Collected:
 
     lam: Tensor  # [N], weights of the tasks
     h: list[Tensor]  # [M, r] each, inputs projected on the adapters
-    sketch: list[Tensor]  # [M, 64], inputs by random signs; or the inputs, of few tokens
+    sketch: list[Tensor]  # [M, SKETCH], inputs by random signs; or the inputs, of few tokens
 
 
 def collect(layer: Layer) -> Collected:
@@ -137,9 +138,9 @@ def collect(layer: Layer) -> Collected:
     for i, y in enumerate(outputs):
         ops.sumsq_acc_(energy[i : i + 1], y)
     h = [x @ a.T for x, a in zip(layer.x, layer.a, strict=True)]
-    few = layer.shape.tokens <= layer.shape.width
-    signs = random(64, layer.shape.width, seed=50).sign()
-    sketch = [x if few else x @ signs.T / 8 for x in layer.x]
+    few = layer.shape.tokens <= SKETCH  # then the inputs themselves are the smaller
+    signs = random(SKETCH, layer.shape.width, seed=50).sign() / SKETCH**0.5
+    sketch = [x if few else x @ signs.T for x in layer.x]
     return Collected(torch.stack(energies(layer)) / energy, h, sketch)
 
 
