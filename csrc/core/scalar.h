@@ -24,6 +24,8 @@ PYEXT_HD float vexp(float x) { return ::expf(x); }
 PYEXT_HD double vexp(double x) { return ::exp(x); }
 PYEXT_HD float verf(float x) { return ::erff(x); }
 PYEXT_HD double verf(double x) { return ::erf(x); }
+PYEXT_HD float vtanh(float x) { return ::tanhf(x); }
+PYEXT_HD double vtanh(double x) { return ::tanh(x); }
 PYEXT_HD float vlog2(float x) { return ::log2f(x); }
 PYEXT_HD float vexp2(float x) { return ::exp2f(x); }
 // Like the vector instructions: the second argument where the first is not a number.

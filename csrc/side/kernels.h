@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "core/activation.h"
 #include "core/context.h"
 #include "core/half.h"
 #include "core/macros.h"
@@ -16,8 +17,6 @@
 #include "side/product.h"
 
 namespace pyext::side {
-
-enum class Activation { none, relu, gelu, quick_gelu };
 
 // Where a row of one tap lies in an array [B, K, N, d] of either layout.
 struct RowMap {
