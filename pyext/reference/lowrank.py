@@ -51,13 +51,14 @@ def lowrank_rows(
     act: str,
     form: str,
 ) -> tuple[Tensor]:
-    """h' [N, D]: see `pyext.reference.lowrank.rows`."""
-    _check_rows(rows, group, len(h), len(A))
+    """h' [..., D]: see `pyext.reference.lowrank.rows`."""
+    flat = h.view(-1, h.shape[-1])
+    _check_rows(rows, group, len(flat), len(A))
     dtype = wide(h)
     taken = rows >= 0
     at = rows[taken].long()
     editor = torch.zeros_like(at) if group is None else group[taken].long()
-    kept = h[at].to(dtype)
+    kept = flat[at].to(dtype)
     into, onto = A.to(dtype)[editor], B.to(dtype)[editor]
     s = torch.einsum("krd,kd->kr", into, kept)
     if a is not None:
@@ -72,7 +73,7 @@ def lowrank_rows(
     if scale is not None:
         u = u * scale[editor, None]
     edited = kept + torch.einsum("kr,krd->kd", u, onto)
-    return (h.index_copy(0, at, edited.to(h.dtype)),)
+    return (flat.index_copy(0, at, edited.to(h.dtype)).view(h.shape),)
 
 
 def lowrank_rows_(h: Tensor, *arguments: Any) -> None:

@@ -33,7 +33,5 @@ def _backward(ctx: Any, g_R: Tensor, _g_L: Tensor) -> Tensor:
     return g_X
 
 
-torch.library.register_autograd(
-    "pyext::lowrank_orthonormalize", _backward, setup_context=_setup
-)
+torch.library.register_autograd("pyext::lowrank_orthonormalize", _backward, setup_context=_setup)
 refuse_double_backward("lowrank_orthonormalize_backward")
