@@ -131,14 +131,16 @@ def lowrank_mix_(base: Tensor, x: Tensor, *arguments: Any) -> None:
 
 def lowrank_orthonormalize(X: Tensor) -> tuple[Tensor, Tensor]:
     """R and L: see `pyext.reference.lowrank.orthonormalize`."""
-    Q, T = torch.linalg.qr(X.mT)
+    # In double: rounding in float32 would make rows independent that are not.
+    double = X.double()
+    Q, T = torch.linalg.qr(double.mT)
     diagonal = T.diagonal(dim1=-2, dim2=-1)
-    least = torch.finfo(X.dtype).eps * X.detach().flatten(1).norm(dim=1)
+    least = torch.finfo(X.dtype).eps * double.detach().flatten(1).norm(dim=1)
     for e, (row, limit) in enumerate(zip(diagonal.detach().abs(), least, strict=True)):
         if not (row > limit).all():
             raise ValueError(f"X: matrix {e} is not finite, or its rows are dependent")
-    sign = torch.where(diagonal < 0, -1.0, 1.0).to(X.dtype)
-    return sign[:, :, None] * Q.mT, (sign[:, :, None] * T).mT.detach()
+    sign = torch.where(diagonal < 0, -1.0, 1.0).double()[:, :, None]
+    return (sign * Q.mT).to(X.dtype), (sign * T).mT.detach().to(X.dtype)
 
 
 def lowrank_noisy_gate(
