@@ -8,6 +8,6 @@ namespace pyext::lowrank::cuda {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kTogether = 8;  // sums that a thread has in registers
+constexpr int kTogether = 4;  // sums that a thread has in registers
 
 }  // namespace pyext::lowrank::cuda
