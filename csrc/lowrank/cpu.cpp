@@ -1,7 +1,10 @@
 // The CPU backend of `lowrank`, compiled once per instruction set (PYEXT_ISA names it).
+#include "lowrank/cpu/gate.h"
 #include "lowrank/cpu/lora.h"
 #include "lowrank/cpu/mix.h"
 #include "lowrank/cpu/mix_backward.h"
+#include "lowrank/cpu/orthonormalize.h"
+#include "lowrank/cpu/rows.h"
 
 namespace pyext::PYEXT_ISA {
 

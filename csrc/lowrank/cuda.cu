@@ -1,6 +1,9 @@
 // The CUDA backend of `lowrank`. No torch header: pointers, sizes and a stream come in.
+#include "lowrank/cuda/gate.cuh"
 #include "lowrank/cuda/lora.cuh"
 #include "lowrank/cuda/mix.cuh"
+#include "lowrank/cuda/orthonormalize.cuh"
+#include "lowrank/cuda/rows.cuh"
 
 namespace pyext::lowrank::cuda {
 
@@ -8,8 +11,7 @@ namespace pyext::lowrank::cuda {
 template <class S>
 constexpr Kernels<S> kKernels = {PYEXT_LOWRANK_KERNELS(PYEXT_LOWRANK_ENTRY)};
 #undef PYEXT_LOWRANK_ENTRY
-constexpr Backend kBackend = {&kKernels<float>, &kKernels<BFloat16>, &kKernels<Float16>,
-                              &kKernels<double>};
+constexpr Backend kBackend = {&kKernels<float>, &kKernels<BFloat16>, &kKernels<Float16>, nullptr};
 
 }  // namespace pyext::lowrank::cuda
 

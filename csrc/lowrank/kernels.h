@@ -6,106 +6,15 @@
 // intermediates are Wide<S>: float, or double for double.
 #pragma once
 
-#include <cstdint>
-
-#include "core/activation.h"
-#include "core/context.h"
-#include "core/half.h"
-#include "core/macros.h"
+#include "lowrank/mix_kernels.h"
+#include "lowrank/rows_kernels.h"
 
 namespace pyext::lowrank {
 
-constexpr int kMostAdapters = 64;  // of a mixture
-constexpr int kMostRank = 128;
-
-// The adapters of a mixture: their ranks side by side are the columns of u. Passed by value, so
-// that a device sees it without a copy.
-struct Adapters {
-  int32_t count, rank;               // E, and r: an adapter of a lower rank uses its factors' first
-                                     // rows
-  int32_t first[kMostAdapters + 1];  // adapter e's columns are from first[e] to first[e + 1]
-  bool inner[kMostAdapters];         // has an inner map
-  bool frozen[kMostAdapters];        // its A, B, a, c and scale need no gradient
-  PYEXT_HD int rank_of(int e) const { return first[e + 1] - first[e]; }
-  PYEXT_HD int columns() const { return first[count]; }
-};
-
-template <class S>
-struct MixArgs {
-  using T = Wide<S>;
-  int64_t rows, in, out;  // N, Din, Do
-  Adapters adapters;
-  Activation act;
-  const S* x;             // [N, Din]
-  const S* base;          // [N, Do] or null
-  const T *A, *B;         // [E, r, Din], [E, r, Do]
-  const T *a, *c;         // [E, r], [E, Do] or null
-  const T *M, *m;         // [E, r, r], [E, r] or null
-  const T *scale, *gate;  // [E], [N, E] or null
-  S* y;                   // [N, Do] out; it may be base
-  T* u;                   // [N, columns] out
-};
-
-// Null results are not computed; those of a frozen adapter's A, B, a, c and scale are zero.
-template <class S>
-struct MixBackwardArgs {
-  using T = Wide<S>;
-  MixArgs<S> forward;  // u is read; base and y are not
-  const S* g_y;        // [N, Do]
-  S* g_x;              // [N, Din]
-  T *g_A, *g_B, *g_a, *g_c, *g_M, *g_m, *g_scale, *g_gate;
-};
-
-// Adapters of rows: row n's is adapter[n], none where that is not within [0, E).
-struct Routing {
-  int64_t rows, adapters, rank;  // N, E, r
-  const int64_t* adapter;        // [N]
-  PYEXT_HD bool has(int64_t n) const { return adapter[n] >= 0 && adapter[n] < adapters; }
-};
-
-// z[n] = s W x[n]
-template <class S>
-struct LoraShrinkArgs {
-  using T = Wide<S>;
-  Routing routing;
-  int64_t width, stride;  // of a row of x, and from one to the next
-  const S* x;
-  const T* W;      // [E, r, width]
-  const T* scale;  // [E] or null
-  T* z;            // [N, r] out
-};
-
-// y[n] = s W^T z[n], or that added to what is there
-template <class S>
-struct LoraExpandArgs {
-  using T = Wide<S>;
-  Routing routing;
-  int64_t width, stride;  // of a row of y, and from one to the next
-  const T* z;             // [N, r]
-  const T* W;             // [E, r, width]
-  const T* scale;         // [E] or null
-  bool add;
-  S* y;  // out
-};
-
-// G_e = sum over e's rows of z[n] x[n]^T
-template <class S>
-struct LoraOuterArgs {
-  using T = Wide<S>;
-  Routing routing;
-  int64_t width, stride;  // of a row of x, and from one to the next
-  const T* z;             // [N, r]
-  const S* x;
-  T* G;  // [E, r, width] out
-};
-
 // The kernels of a backend, one line an op: X(name, type of its arguments).
-#define PYEXT_LOWRANK_KERNELS(X)   \
-  X(mix, MixArgs)                  \
-  X(mix_backward, MixBackwardArgs) \
-  X(lora_shrink, LoraShrinkArgs)   \
-  X(lora_expand, LoraExpandArgs)   \
-  X(lora_outer, LoraOuterArgs)
+#define PYEXT_LOWRANK_KERNELS(X) \
+  PYEXT_LOWRANK_ROWS_KERNELS(X)  \
+  PYEXT_LOWRANK_MIX_KERNELS(X)
 
 template <class S>
 struct Kernels {

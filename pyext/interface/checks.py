@@ -30,8 +30,14 @@ def check_storage(name: str, tensor: Tensor) -> None:
 
 
 def _fits(tensor: Tensor, shape: Sequence[int | str]) -> bool:
-    sizes = zip(tensor.shape, shape, strict=False)
-    return tensor.dim() == len(shape) and all(isinstance(s, str) or n == s for n, s in sizes)
+    sizes = tensor.shape
+    if len(sizes) != len(shape):
+        return False
+    # Neither a generator nor zip: a call may take no longer than they do.
+    for i, wanted in enumerate(shape):
+        if sizes[i] != wanted and not isinstance(wanted, str):
+            return False
+    return True
 
 
 def check_tensor(
@@ -54,7 +60,7 @@ def check_tensor(
         raise ValueError(f"{name}: expected shape [{wanted}], got {list(tensor.shape)}")
     if tensor.device != like.device:
         raise ValueError(f"{name}: expected device {like.device}, got {tensor.device}")
-    allowed = (like.dtype,) if dtypes is None else tuple(dtypes)
+    allowed = (like.dtype,) if dtypes is None else dtypes
     if tensor.dtype not in allowed:
         known = " or ".join(str(dtype) for dtype in allowed)
         raise TypeError(f"{name}: expected dtype {known}, got {tensor.dtype}")

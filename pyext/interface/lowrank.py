@@ -96,12 +96,12 @@ def make_rows(op: Callable[..., Any], op_: Callable[..., Any]) -> Callable[..., 
         check_tensor("scale", scale, [count], h, (wide(h),))
         if inplace:
             check_writable("h", h)
-        arguments = (A, B, a, rows, group, scale, act, form)
+        arguments = (h, A, B, a, rows, group, scale, act, form)
         if inplace:
-            op_(h, *arguments)
+            op_(*arguments)
             return h
-        out: Tensor = op(as_rows(h), *arguments)[0]
-        return out.view(h.shape)
+        out: Tensor = op(*arguments)[0]
+        return out
 
     return rows
 

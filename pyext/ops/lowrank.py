@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import torch
 
-from pyext.interface.lowrank import Orthonormal, make_mix
-from pyext.interface.lowrank_lora import Gate, make_lora_expand, make_lora_shrink
+from pyext.interface.lowrank import Orthonormal, make_mix, make_orthonormalize, make_rows
+from pyext.interface.lowrank_lora import (
+    Gate,
+    make_lora_expand,
+    make_lora_shrink,
+    make_noisy_gate,
+)
 from pyext.ops import _lowrank
-from pyext.reference.lowrank import noisy_gate, orthonormalize, rows
 
 _ops = torch.ops.pyext
 
+rows = make_rows(_lowrank.rows.rows, _lowrank.rows.rows_)
+orthonormalize = make_orthonormalize(_ops.lowrank_orthonormalize)
 mix = make_mix(_ops.lowrank_mix, _lowrank.mix.mix_)
+noisy_gate = make_noisy_gate(_ops.lowrank_noisy_gate)
 lora_shrink = make_lora_shrink(_ops.lowrank_lora_shrink)
 lora_expand = make_lora_expand(_ops.lowrank_lora_expand, _lowrank.lora.lora_expand_)
 

@@ -51,13 +51,14 @@ def lowrank_rows(
     act: str,
     form: str,
 ) -> tuple[Tensor]:
-    """h' [N, D]: see `pyext.reference.lowrank.rows`."""
-    _check_rows(rows, group, len(h), len(A))
+    """h' [..., D]: see `pyext.reference.lowrank.rows`."""
+    flat = h.view(-1, h.shape[-1])
+    _check_rows(rows, group, len(flat), len(A))
     dtype = wide(h)
     taken = rows >= 0
     at = rows[taken].long()
     editor = torch.zeros_like(at) if group is None else group[taken].long()
-    kept = h[at].to(dtype)
+    kept = flat[at].to(dtype)
     into, onto = A.to(dtype)[editor], B.to(dtype)[editor]
     s = torch.einsum("krd,kd->kr", into, kept)
     if a is not None:
@@ -72,7 +73,7 @@ def lowrank_rows(
     if scale is not None:
         u = u * scale[editor, None]
     edited = kept + torch.einsum("kr,krd->kd", u, onto)
-    return (h.index_copy(0, at, edited.to(h.dtype)),)
+    return (flat.index_copy(0, at, edited.to(h.dtype)).view(h.shape),)
 
 
 def lowrank_rows_(h: Tensor, *arguments: Any) -> None:
@@ -131,14 +132,16 @@ def lowrank_mix_(base: Tensor, x: Tensor, *arguments: Any) -> None:
 
 def lowrank_orthonormalize(X: Tensor) -> tuple[Tensor, Tensor]:
     """R and L: see `pyext.reference.lowrank.orthonormalize`."""
-    Q, T = torch.linalg.qr(X.mT)
+    # In double: rounding in float32 would make rows independent that are not.
+    double = X.double()
+    Q, T = torch.linalg.qr(double.mT)
     diagonal = T.diagonal(dim1=-2, dim2=-1)
-    least = torch.finfo(X.dtype).eps * X.detach().flatten(1).norm(dim=1)
+    least = torch.finfo(X.dtype).eps * double.detach().flatten(1).norm(dim=1)
     for e, (row, limit) in enumerate(zip(diagonal.detach().abs(), least, strict=True)):
         if not (row > limit).all():
             raise ValueError(f"X: matrix {e} is not finite, or its rows are dependent")
-    sign = torch.where(diagonal < 0, -1.0, 1.0).to(X.dtype)
-    return sign[:, :, None] * Q.mT, (sign[:, :, None] * T).mT.detach()
+    sign = torch.where(diagonal < 0, -1.0, 1.0).double()[:, :, None]
+    return (sign * Q.mT).to(X.dtype), (sign * T).mT.detach().to(X.dtype)
 
 
 def lowrank_noisy_gate(

@@ -12,12 +12,12 @@ class Routes {
       : rows_(rows), adapters_(adapters), rank_(rank) {
     TORCH_CHECK_VALUE(idx.has_value() != (start && ids), "idx: expected either idx or segments");
     if (idx) {
-      adapter_ = numbers(*idx, "idx", rows, like, like_name);
+      adapter_ = integers(*idx, "idx", rows, like, like_name);
       check_range(adapter_, "idx");
       return;
     }
-    const Tensor own = numbers(*ids, "segments[1]", -1, like, like_name);
-    const Tensor begin = numbers(*start, "segments[0]", own.size(0) + 1, like, like_name);
+    const Tensor own = integers(*ids, "segments[1]", -1, like, like_name);
+    const Tensor begin = integers(*start, "segments[0]", own.size(0) + 1, like, like_name);
     check_range(own, "segments[1]");
     if (begin.is_cpu()) check_starts(begin);
     adapter_ = at::repeat_interleave(own, begin.diff(), std::nullopt, rows);
@@ -26,15 +26,6 @@ class Routes {
   Routing routing() const { return {rows_, adapters_, rank_, data<int64_t>(adapter_)}; }
 
  private:
-  static Tensor numbers(const Tensor& tensor, const char* name, int64_t count, const Tensor& like,
-                        const char* like_name) {
-    check_shape(tensor, name, {count});
-    check_device(tensor, name, like, like_name);
-    TORCH_CHECK_TYPE(tensor.scalar_type() == at::kLong || tensor.scalar_type() == at::kInt, name,
-                     ": expected dtype int32 or int64, got ", tensor.scalar_type());
-    return tensor.to(at::kLong).contiguous();
-  }
-
   void check_range(const Tensor& values, const char* name) const {
     const int64_t* e = values.is_cpu() ? data<int64_t>(values) : nullptr;
     for (int64_t i = 0; e && i < values.numel(); ++i)
@@ -68,7 +59,7 @@ Tensor lowrank_lora_shrink(const Tensor& x_, const Tensor& A_, const OptionalTen
   Tensor held;
   const Tensor& x = rows_of(x_, "x", -1, held);
   const auto [E, r] = rank_of(A_, "A", x.size(1));
-  const Tensor A = factor(A_, "A", x, "x", {E, r, x.size(1)});
+  const Tensor A = dense_wide(A_, "A", x, "x", {E, r, x.size(1)});
   const Tensor scale = dense_typed(scale_, "scale", wide_type(x), x, "x", {E});
   const c10::OptionalDeviceGuard guard(x.device());
   const Routes routes(idx, start, ids, x.size(0), E, r, x, "x");
@@ -91,7 +82,7 @@ void expand_to(const Tensor& y, bool add, const Tensor& z_, const Tensor& B_,
                const OptionalTensor& scale_, int64_t offset) {
   const auto [E, r] = rank_of(B_, "B", -1);
   const int64_t width = B_.size(2);
-  const Tensor B = factor(B_, "B", y, "base", {E, r, width});
+  const Tensor B = dense_wide(B_, "B", y, "base", {E, r, width});
   const Tensor z = dense_typed(z_, "z", wide_type(y), y, "base", {y.size(0), r});
   const Tensor scale = dense_typed(scale_, "scale", wide_type(y), y, "base", {E});
   TORCH_CHECK_VALUE(offset >= 0 && offset + width <= y.size(1), "offset: ", offset,
@@ -116,6 +107,7 @@ void lowrank_lora_expand_(const Tensor& base, const Tensor& z, const Tensor& B,
   check_shape(base, "base", {-1, -1});
   TORCH_CHECK_VALUE(base.is_contiguous(), "base: expected a contiguous tensor to write in place");
   expand_to(base, true, z, B, idx, start, ids, {}, offset);
+  mark_written(base);
 }
 
 Tensor lowrank_lora_expand(const Tensor& base, const Tensor& z, const Tensor& B,
@@ -145,7 +137,7 @@ Tensor lowrank_lora_outer(const Tensor& z_, const Tensor& x_, const OptionalTens
   const Tensor& x = rows_of(x_, "x", -1, held);
   const Tensor z = dense_typed(z_, "z", wide_type(x), x, "x", {x.size(0), -1});
   const int64_t r = z.size(1);
-  TORCH_CHECK_VALUE(r <= kMostRank, "z: expected at most ", kMostRank, " columns, got ", r);
+  TORCH_CHECK_VALUE(r <= kMaxRank, "z: expected at most ", kMaxRank, " columns, got ", r);
   const c10::OptionalDeviceGuard guard(x.device());
   const Routes routes(idx, start, ids, x.size(0), adapters, r, x, "x");
   Tensor G = empty({adapters, r, x.size(1)}, z.options());

@@ -44,12 +44,12 @@ struct Mixture {
     x = x_.contiguous();
     N = x.size(0), Din = x.size(1);
     std::tie(E, r) = rank_of(A_, "A", Din);
-    A = factor(A_, "A", x, "x", {E, r, Din});
-    B = factor(B_, "B", x, "x", {E, r, -1});
+    A = dense_wide(A_, "A", x, "x", {E, r, Din});
+    B = dense_wide(B_, "B", x, "x", {E, r, -1});
     Do = B.size(2);
-    c = factor(c_, "c", x, "x", {E, Do});
-    M = factor(M_, "M", x, "x", {E, r, r});
-    m = factor(m_, "m", x, "x", {E, r});
+    c = dense_wide(c_, "c", x, "x", {E, Do});
+    M = dense_wide(M_, "M", x, "x", {E, r, r});
+    m = dense_wide(m_, "m", x, "x", {E, r});
     scale = dense_typed(scale_, "scale", wide_type(x), x, "x", {E});
     gate = dense_typed(gate_, "gate", wide_type(x), x, "x", {N, E});
     adapters = adapters_of(E, r, inner, ranks, frozen);
@@ -83,7 +83,7 @@ struct Mixture {
 
 // Fills y, which may be base; returns u.
 Tensor mix_to(const Mixture& in, const OptionalTensor& a_, const Tensor& base, const Tensor& y) {
-  const Tensor a = factor(a_, "a", in.x, "x", {in.E, in.r});
+  const Tensor a = dense_wide(a_, "a", in.x, "x", {in.E, in.r});
   Tensor u = empty({in.N, in.adapters.columns()}, in.x.options().dtype(wide_type(in.x)));
   Scratch scratch(in.x);
   dispatch_storage(in.x, "x", [&](auto zero) {
@@ -116,7 +116,9 @@ Tensor lowrank_mix_(const Tensor& base, const Tensor& x, const Tensor& A, const 
   check_like(base, "base", in.x, "x");
   check_shape(base, "base", {in.N, in.Do});
   TORCH_CHECK_VALUE(base.is_contiguous(), "base: expected a contiguous tensor to write in place");
-  return mix_to(in, a, base, base);
+  const Tensor u = mix_to(in, a, base, base);
+  mark_written(base);
+  return u;
 }
 
 using Gradients =

@@ -49,7 +49,7 @@ struct GatheredRows {
 // The rows of one adapter's factor.
 template <class T>
 struct RankRows {
-  T* at[kMostRank];
+  T* at[kMaxRank];
   RankRows(T* factor, int64_t rank, int64_t width) {
     for (int64_t j = 0; j < rank; ++j) at[j] = factor + j * width;
   }

@@ -5,30 +5,20 @@
 
 namespace pyext::lowrank::cuda {
 
-constexpr int kWarp = 32;
-
-// The sum over a warp, by halves, to all its lanes.
-template <class T>
-__device__ inline T lanes_sum(T value) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
-  return value;
-}
-
 // One block a row, one warp a rank.
 template <class S>
 __global__ void __launch_bounds__(kThreads) lora_shrink_kernel(LoraShrinkArgs<S> args) {
   using T = Wide<S>;
   const int64_t n = blockIdx.x, rank = args.routing.rank;
-  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   const bool has = args.routing.has(n);
   const int64_t e = has ? args.routing.adapter[n] : 0;
-  for (int64_t j = warp; j < rank; j += kThreads / kWarp) {
+  for (int64_t j = warp; j < rank; j += kWarps) {
     T sum = T(0);
     const T* row = args.W + (e * rank + j) * args.width;
-    for (int64_t k = lane; has && k < args.width; k += kWarp)
+    for (int64_t k = lane; has && k < args.width; k += 32)
       sum += widen(args.x[n * args.stride + k]) * row[k];
-    sum = lanes_sum(sum);
+    sum = warp_sum(sum);
     if (lane == 0) args.z[n * rank + j] = has && args.scale ? args.scale[e] * sum : sum;
   }
 }

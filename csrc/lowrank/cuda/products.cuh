@@ -3,12 +3,11 @@
 // rows and then one thread, in a fixed order.
 #pragma once
 
-#include "core/cuda/launch.h"
+#include "lowrank/cuda/threads.cuh"
 #include "lowrank/kernels.h"
 
 namespace pyext::lowrank::cuda {
 
-constexpr int kThreads = 256;
 constexpr int kTile = 32;       // rows and columns of a block's sums
 constexpr int kDepth = 32;      // of a row that a block holds at once
 constexpr int kSpreadRows = 8;  // that share what a thread reads of a factor

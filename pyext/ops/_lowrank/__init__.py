@@ -1,5 +1,5 @@
 """Fake kernels and gradient formulas of the ``lowrank_*`` ops, registered by importing them."""
 
-from pyext.ops._lowrank import lora, mix
+from pyext.ops._lowrank import gate, lora, mix, orthonormalize, rows
 
-__all__ = ["lora", "mix"]
+__all__ = ["gate", "lora", "mix", "orthonormalize", "rows"]

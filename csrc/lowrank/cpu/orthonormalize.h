@@ -1,0 +1,179 @@
+// Orthonormal rows: Gram-Schmidt in double, each row twice, which makes them orthogonal to the last
+// bit as long as the matrix has its rank in double. One task a matrix.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "core/parallel.h"
+#include "core/simd_double.h"
+#include "lowrank/kernels.h"
+
+namespace pyext::PYEXT_ISA {
+
+using namespace pyext::lowrank;
+
+constexpr int kProducts = 4;  // of a row with others, in one pass over it
+
+// out[j] = x . rows_j for j < count; the rows are without gaps.
+template <int Count, class X, class S>
+PYEXT_INLINE void row_products(const X* x, const S* rows, int64_t width, double* out) {
+  Lanes<double> sums[Count];
+  PYEXT_UNROLL
+  for (int j = 0; j < Count; ++j) sums[j] = Lanes<double>(0.0);
+  for_each_lanes(width, [&](int64_t i, auto lanes) {
+    const Lanes<double> own = load_double(x + i, lanes);
+    PYEXT_UNROLL
+    for (int j = 0; j < Count; ++j)
+      sums[j] = fma(own, load_double(rows + j * width + i, lanes), sums[j]);
+  });
+  for (int j = 0; j < Count; ++j) out[j] = sums[j].sum();
+}
+template <class X, class S>
+void products_with_rows(const X* x, const S* rows, int64_t count, int64_t width, double* out) {
+  int64_t j = 0;
+  for (; j + kProducts <= count; j += kProducts)
+    row_products<kProducts>(x, rows + j * width, width, out + j);
+  for (; j < count; ++j) row_products<1>(x, rows + j * width, width, out + j);
+}
+
+// Takes from a row its share of `count` orthonormal rows, and adds that share to `shares`.
+inline void project_out(double* row, const double* rows, int64_t count, int64_t width,
+                        double* shares) {
+  double share[kMaxRank];
+  products_with_rows(row, rows, count, width, share);
+  for (int64_t j = 0; j < count; ++j) shares[j] += share[j];
+  for_each_lanes(width, [&](int64_t i, auto lanes) {
+    auto left = load_wide(row + i, lanes);
+    for (int64_t j = 0; j < count; ++j)
+      left = fnma(Lanes<double>(share[j]), load_wide(rows + j * width + i, lanes), left);
+    store_narrow<double>(left, row + i, lanes);
+  });
+}
+
+// False where the rows of x are dependent or not finite. `work` has place for [rank, width].
+template <class S>
+bool decompose(const OrthonormalizeArgs<S>& args, const S* x, double* work, S* r, S* l) {
+  const int64_t rank = args.rank, width = args.width;
+  double total;
+  row_products<1>(x, x, rank * width, &total);
+  const double least = args.least * std::sqrt(total);
+  for (int64_t i = 0; i < rank; ++i) {
+    double* row = work + i * width;
+    for_each_lanes(width, [&](int64_t c, auto lanes) {
+      store_narrow<double>(load_double(x + i * width + c, lanes), row + c, lanes);
+    });
+    double shares[kMaxRank] = {};
+    project_out(row, work, i, width, shares);
+    project_out(row, work, i, width, shares);
+    double square;
+    row_products<1>(row, row, width, &square);
+    const double length = std::sqrt(square);
+    if (!(length > least)) return false;
+    const Lanes<double> inverse(1.0 / length);
+    for_each_lanes(width, [&](int64_t c, auto lanes) {
+      const auto unit = inverse * load_wide(row + c, lanes);
+      store_narrow<double>(unit, row + c, lanes);
+    });
+    shares[i] = length;
+    for (int64_t j = 0; j < rank; ++j) l[i * rank + j] = S(shares[j]);
+  }
+  for (int64_t i = 0; i < rank * width; ++i) r[i] = S(work[i]);
+  return true;
+}
+
+template <class S>
+void orthonormalize(const OrthonormalizeArgs<S>& args, const Context& context) {
+  if constexpr (sizeof(S) > 2) {
+    const int64_t values = args.rank * args.width, square = args.rank * args.rank;
+    auto* work = static_cast<double*>(
+        context.scratch(context.owner, thread_count() * values * int64_t(sizeof(double))));
+    auto task = [&](int64_t e, int worker) {
+      S *r = args.r + e * values, *l = args.l + e * square;
+      if (decompose(args, args.x + e * values, work + worker * values, r, l)) return;
+      for (int64_t i = 0; i < values; ++i) r[i] = std::numeric_limits<S>::quiet_NaN();
+      for (int64_t i = 0; i < square; ++i) l[i] = std::numeric_limits<S>::quiet_NaN();
+    };
+    parallel_tasks(args.count, task);
+  }
+}
+
+// What the gradient to x is made of: g_x = by_g g + by_r r.
+struct Shares {
+  double *by_g, *by_r;  // [rank, rank]; by_g is upper triangular
+};
+
+// With C the symmetric matrix whose lower triangle is that of -g r^T, the gradient is
+// l^-T (g + C r): that of a QR decomposition with a positive diagonal, transposed.
+template <class S>
+void find_shares(const S* g, const S* r, const S* l, int64_t rank, int64_t width, double* symmetric,
+                 const Shares& shares) {
+  for (int64_t i = 0; i < rank; ++i) {
+    double products[kMaxRank];
+    products_with_rows(g + i * width, r, i + 1, width, products);
+    for (int64_t j = 0; j <= i; ++j)
+      symmetric[i * rank + j] = symmetric[j * rank + i] = -products[j];
+  }
+  for (int64_t j = 0; j < rank; ++j)  // column j of l^-T is row j of l^-1
+    for (int64_t i = rank - 1; i >= 0; --i) {
+      double left = i == j;
+      for (int64_t k = i + 1; k <= j; ++k)
+        left -= double(l[k * rank + i]) * shares.by_g[k * rank + j];
+      shares.by_g[i * rank + j] = i > j ? 0.0 : left / double(l[i * rank + i]);
+    }
+  for (int64_t i = 0; i < rank; ++i)
+    for (int64_t j = 0; j < rank; ++j) {
+      double sum = 0.0;
+      for (int64_t k = i; k < rank; ++k) sum += shares.by_g[i * rank + k] * symmetric[k * rank + j];
+      shares.by_r[i * rank + j] = sum;
+    }
+}
+
+// Rows [first, first + Count) of g_x.
+template <int Count, class S>
+PYEXT_INLINE void combine_rows(const S* g, const S* r, int64_t rank, int64_t width, int64_t first,
+                               const Shares& shares, S* g_x) {
+  for_each_lanes(width, [&](int64_t c, auto lanes) {
+    Lanes<double> sums[Count];
+    PYEXT_UNROLL
+    for (int i = 0; i < Count; ++i) sums[i] = Lanes<double>(0.0);
+    for (int64_t j = 0; j < rank; ++j) {
+      const auto from_g = load_double(g + j * width + c, lanes);
+      const auto from_r = load_double(r + j * width + c, lanes);
+      PYEXT_UNROLL
+      for (int i = 0; i < Count; ++i) {
+        const int64_t at = (first + i) * rank + j;
+        sums[i] = fma(Lanes<double>(shares.by_g[at]), from_g, sums[i]);
+        sums[i] = fma(Lanes<double>(shares.by_r[at]), from_r, sums[i]);
+      }
+    }
+    for (int i = 0; i < Count; ++i) {
+      double x[kLanes];
+      sums[i].store(x);
+      for (int k = 0; k < int(lanes); ++k) g_x[(first + i) * width + c + k] = S(x[k]);
+    }
+  });
+}
+
+template <class S>
+void orthonormalize_backward(const OrthonormalizeBackwardArgs<S>& args, const Context& context) {
+  if constexpr (sizeof(S) > 2) {
+    const int64_t rank = args.rank, width = args.width, square = rank * rank;
+    auto* work = static_cast<double*>(
+        context.scratch(context.owner, thread_count() * 3 * square * int64_t(sizeof(double))));
+    auto task = [&](int64_t e, int worker) {
+      double* own = work + worker * 3 * square;
+      const Shares shares{own + square, own + 2 * square};
+      const S *g = args.g + e * rank * width, *r = args.r + e * rank * width;
+      S* g_x = args.g_x + e * rank * width;
+      find_shares(g, r, args.l + e * square, rank, width, own, shares);
+      int64_t i = 0;
+      for (; i + kProducts <= rank; i += kProducts)
+        combine_rows<kProducts>(g, r, rank, width, i, shares, g_x);
+      for (; i < rank; ++i) combine_rows<1>(g, r, rank, width, i, shares, g_x);
+    };
+    parallel_tasks(args.count, task);
+  }
+}
+
+}  // namespace pyext::PYEXT_ISA
