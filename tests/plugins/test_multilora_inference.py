@@ -6,6 +6,7 @@ import multilora_models as models
 import pytest
 import torch
 from multilora_models import peft
+from peft.tuners.lora import LoraLayer
 from pyext_plugins.multilora.mixed import disable, enable, is_enabled
 
 BATCH = ["first", "__base__", "second", "first", "third", "third"]
@@ -41,8 +42,9 @@ CASES = {
 def test_outputs_are_those_of_peft(base, targets):
     model = models.adapted(base(), targets)
     got = check(model)
-    alone = model.base_model.model(input_ids=models.tokens(len(BATCH))).logits
-    assert not torch.allclose(got[0], alone[0], **CLOSE)
+    with model.disable_adapter(), torch.no_grad():
+        base = model(input_ids=models.tokens(len(BATCH))).logits
+    assert not any(torch.allclose(got[i], base[i], **CLOSE) for i in (0, 2, 3, 4, 5))
 
 
 def test_samples_do_not_see_each_other():
@@ -62,13 +64,11 @@ def test_rows_of_the_base_model_stay_as_they_are():
     assert torch.equal(logits(model, ["__base__"] * len(BATCH)), want)
     # Of a batch of others too: a layer's output for the sample is not written.
     layer = model.base_model.model.model.layers[0].mlp.up_proj
-    x = torch.randn(len(BATCH), 5, 16)
     seen = {}
     layer.register_forward_hook(lambda module, args, out: seen.update(x=args[0], out=out))
     logits(model, BATCH)
     base = layer.base_layer(seen["x"])
     assert torch.equal(seen["out"][1], base[1]) and not torch.equal(seen["out"][0], base[0])
-    assert x.shape == seen["x"].shape
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -99,7 +99,7 @@ def test_layers_that_only_some_adapters_have():
 def test_biases_and_scalings():
     settings = {
         "first": {"r": 2, "lora_bias": True, "lora_alpha": 1},
-        "second": {"r": 16, "lora_alpha": 40, "use_rslora": True},
+        "second": {"r": 15, "lora_alpha": 40, "use_rslora": True},
         "third": {"r": 1, "lora_bias": True},
     }
     base = models.llama()
@@ -169,7 +169,9 @@ def test_weights_that_change():
     check_against_peft(model, BATCH)
     model.double()  # other memory
     check_against_peft(model, BATCH)
-    model.set_scale("first", 2.0)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.set_scale("first", 2.0)
     check_against_peft(model, BATCH)
 
 

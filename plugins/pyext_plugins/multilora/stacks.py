@@ -52,15 +52,16 @@ def why_not(layer: LoraLayer, tied: set[str]) -> str | None:
         return f"the ops do not serve {type(layer).__module__}.{type(layer).__name__}"
     adapters = adapters_of(layer)
     for name, adapter in adapters.items():
-        room = MAX_RANK - (adapter.bias is not None)
-        widths = [p.shape[k] for p, k in ((adapter.a, 1), (adapter.b, 0)) if p is not None]
+        most = min(MAX_RANK, len(adapter.b)) - (adapter.bias is not None)
+        if adapter.a is not None:
+            most = min(most, adapter.a.shape[1])
         data = adapter.b.data
         if name in layer.lora_variant:
             return f"adapter {name!r} is no plain LoRA: {type(layer.lora_variant[name]).__name__}"
         if name in tied:
             return f"adapter {name!r} ties weights of several layers"
-        if adapter.rank > min(room, *widths):
-            return f"adapter {name!r} has rank {adapter.rank}, more than {min(room, *widths)}"
+        if adapter.rank > most:
+            return f"adapter {name!r} has rank {adapter.rank}, more than {most}"
         if type(data) is not Tensor or data.is_meta or not data.is_floating_point():
             return f"the weights of adapter {name!r} are not plain tensors in memory"
     factors = [p for adapter in adapters.values() for p in (adapter.a, adapter.b) if p is not None]
