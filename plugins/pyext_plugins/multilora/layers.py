@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyext.interface.lowrank_checks import wide
 from pyext.ops import lowrank
-from pyext_plugins.multilora.stacks import Stack
+from pyext_plugins.multilora.stacks import Stack, Stacks
 
 Segments = tuple[Tensor, Tensor]
 
@@ -45,50 +45,53 @@ class Routes:
 class Mixed:
     """A layer's `_mixed_batch_forward` during one call of the model."""
 
-    def __init__(self, layer: LoraLayer, stack: Stack, routes: Routes) -> None:
-        self.layer, self.stack, self.routes = layer, stack, routes
-        self.keep = {name: 1 - _dropout(layer, name) for name in stack.names}
-        self.scale = torch.tensor([self._scale(name) for name in stack.names], dtype=torch.float64)
+    def __init__(self, layer: LoraLayer, stacks: Stacks, routes: Routes) -> None:
+        self.layer, self.stacks, self.routes = layer, stacks, routes
+        names = [name for stack in stacks.parts for name in stack.names]
+        self.keep = {name: 1 - _dropout(layer, name) for name in names}
 
-    def __call__(
-        self, x: Tensor, *args: Any, adapter_names: Sequence[str], **kwargs: Any
-    ) -> Tensor:
-        layer, stack = self.layer, self.stack
-        if stack.A is not None and stack.A.dtype not in (x.dtype, wide(x)):
+    def __call__(self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> Tensor:
+        layer = self.layer
+        embeds = isinstance(layer, Embedding)
+        if not embeds and self.stacks.dtype not in (x.dtype, wide(x)):
             # Then peft rounds x to the type of the adapters, which the ops do not.
             return type(layer)._mixed_batch_forward(
                 layer, x, *args, adapter_names=adapter_names, **kwargs
             )
         kwargs.pop("alora_offsets", None)
         result: Tensor = layer.base_layer(x, *args, **kwargs)
-        named = set(adapter_names)
-        used = {e for e, name in enumerate(stack.names) if name in named}
-        if not used or not result.numel():
+        if not result.numel():
             return result
+        used = set(adapter_names)
         rows = result[0].numel() // result.shape[-1]
-        segments = self.routes.segments(adapter_names, stack.names, rows, x.device)
-        A, B = stack.factors(layer, used)
-        scale = self.scale.to(x.device, wide(result))
-        if A is None:
-            z = _looked_up(layer, x, adapter_names, stack).to(scale.dtype)
-            z = z * _of_rows(scale, segments)
-        else:
-            kept = self._masked(x, adapter_names).reshape(-1, x.shape[-1])
-            z = lowrank.lora_shrink(kept, A, segments=segments, scale=scale)
-        if stack.biased:
-            z = torch.cat([z, _of_rows(self._bias_scale(scale), segments)], 1)
-        return _expanded(result, z, B, segments)
+        kept = x if embeds else self._masked(x, adapter_names).reshape(-1, x.shape[-1])
+        for stack in self.stacks.parts:
+            if used.isdisjoint(stack.names):
+                continue
+            segments = self.routes.segments(adapter_names, stack.names, rows, x.device)
+            A, B = stack.factors(used)
+            scale = self._scale(stack, result)
+            if A is None:
+                z = _looked_up(layer, x, adapter_names, stack) * _of_rows(scale, segments)
+            else:
+                made_up = scale / self._kept(stack, scale)
+                z = lowrank.lora_shrink(kept, A, segments=segments, scale=made_up)
+            if stack.biased:
+                z = torch.cat([z, _of_rows(scale, segments)], 1)
+            result = _expanded(result, z, B, segments)
+        return result
 
-    def _scale(self, name: str) -> float:
-        """Of an adapter's product; what is kept in dropout is made up for here, exactly."""
-        keep = self.keep[name]
-        return float(self.layer.scaling[name]) / keep if keep else 0.0
+    def _scale(self, stack: Stack, like: Tensor) -> Tensor:
+        """[E]: what the adapters' products are multiplied with."""
+        values = [float(self.layer.scaling[name]) for name in stack.names]
+        return torch.tensor(values, device=like.device, dtype=wide(like))
 
-    def _bias_scale(self, scale: Tensor) -> Tensor:
-        return scale.new_tensor([float(self.layer.scaling[name]) for name in self.stack.names])
+    def _kept(self, stack: Stack, like: Tensor) -> Tensor:
+        """[E]: the shares that dropout keeps; 1 where it keeps nothing and all is zero anyway."""
+        return like.new_tensor([self.keep[name] or 1.0 for name in stack.names])
 
     def _masked(self, x: Tensor, samples: Sequence[str]) -> Tensor:
-        """Dropout of each sample by its adapter, but for the factor."""
+        """Dropout of each sample by its adapter, but for the factor, which a scale makes up for."""
         keep = [self.keep.get(sample, 1.0) for sample in samples]
         if min(keep) == 1:
             return x
@@ -96,7 +99,7 @@ class Mixed:
         return x * torch.bernoulli(shares.expand_as(x))
 
 
-def _dropout(layer: LoraLayer, name: str) -> float:
+def _dropout(layer: Any, name: str) -> float:
     """The probability with which an adapter drops its inputs now."""
     module = layer.lora_dropout[name]
     on = isinstance(module, nn.Dropout) and module.training and not isinstance(layer, Embedding)
@@ -112,7 +115,7 @@ def _of_rows(values: Tensor, segments: Segments) -> Tensor:
 
 def _looked_up(layer: Any, x: Tensor, samples: Sequence[str], stack: Stack) -> Tensor:
     """[N, r]: in place of a down-projection, columns of the adapters' own small tables."""
-    z = stack.B.new_zeros(*x.shape, stack.rank)
+    z = stack.B.new_zeros(*x.shape, stack.rank, dtype=wide(stack.B))
     for name in dict.fromkeys(samples):
         if name in stack.names:
             table = layer.lora_embedding_A[name].T

@@ -20,7 +20,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from pyext_plugins.multilora.layers import Mixed, Routes
-from pyext_plugins.multilora.stacks import Stack, why_not
+from pyext_plugins.multilora.stacks import Stacks, why_not
 
 HOOKS = "_enable_peft_forward_hooks"  # what a PeftModel enters around forward and generate
 FORWARD = "_mixed_batch_forward"  # what a layer calls in a batch of mixed adapters
@@ -39,8 +39,9 @@ def enable(model: PeftModel) -> dict[str, str]:
     without samples have none. peft leaves but the active adapter trainable:
     ``model.set_requires_grad([...])`` changes that.
 
-    The parameters of the adapters become views of stacks, one pair a layer, so that they take no
-    more memory than before (but for ranks that differ: all are filled up to the largest).
+    The parameters of the adapters become views of stacks, one for each rank of a layer, so that
+    they take no more memory than before (but for ranks that are no powers of two, and are filled
+    up to the next).
 
     Args:
         model: with LoRA adapters.
@@ -98,12 +99,12 @@ class Switch:
 
     def __init__(self, lora: LoraModel) -> None:
         self.lora = lora
-        self.stacks: dict[LoraLayer, Stack] = {}
+        self.stacks: dict[LoraLayer, Stacks] = {}
 
     def refresh(self) -> dict[str, str]:
         """Make the stacks those of the adapters there are; returns who has none, and why."""
         left_out: dict[str, str] = {}
-        stacks: dict[LoraLayer, Stack] = {}
+        stacks: dict[LoraLayer, Stacks] = {}
         configs = self.lora.peft_config.items()
         tied = {name for name, config in configs if getattr(config, "ensure_weight_tying", False)}
         for name, layer in self.lora.model.named_modules():
@@ -111,21 +112,21 @@ class Switch:
                 continue
             reason = why_not(layer, tied)
             known = self.stacks.pop(layer, None)
-            if known is not None and (reason or not known.holds(layer)):
+            if known is not None and (reason or not known.hold(layer)):
                 known.let_go()
                 known = None
             if reason:
                 left_out[name] = reason
             else:
-                stacks[layer] = known or Stack(layer)
-        for stack in self.stacks.values():
-            stack.let_go()
+                stacks[layer] = known or Stacks(layer)
+        for gone in self.stacks.values():
+            gone.let_go()
         self.stacks = stacks
         return left_out
 
     def release(self) -> None:
-        for layer, stack in self.stacks.items():
-            stack.release(layer)
+        for layer, stacks in self.stacks.items():
+            stacks.release(layer)
 
     @contextmanager
     def hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -137,14 +138,15 @@ class Switch:
             return
         self.refresh()
         routes = Routes()
-        mixed = {layer: Mixed(layer, stack, routes) for layer, stack in self.stacks.items()}
+        mixed = {layer: Mixed(layer, own, routes) for layer, own in self.stacks.items()}
         with ExitStack() as context:
             self._enter_hooks_of_peft(context, *args, **kwargs)
             self._check_trainable(names)
             for layer, forward in mixed.items():
                 _put(context, layer, FORWARD, forward)
             for module in self.lora.modules():
-                if self.lora.training and getattr(module, "gradient_checkpointing", False):
+                checkpointed = getattr(module, "gradient_checkpointing", False)
+                if self.lora.training and checkpointed and hasattr(module, CHECKPOINT):
                     again = _Again(module, names, mixed)
                     _put(context, module, CHECKPOINT, partial(again, getattr(module, CHECKPOINT)))
             yield
@@ -214,7 +216,7 @@ class _Again:
         return args, {**kwargs, "adapter_names": self.names}
 
 
-def _put(context: ExitStack, module: nn.Module, name: str, value: Any) -> None:
+def _put(context: ExitStack, module: nn.Module | LoraLayer, name: str, value: Any) -> None:
     """Give a module another attribute for as long as the context lasts."""
     own = vars(module).get(name)
     vars(module)[name] = value

@@ -1,4 +1,4 @@
-"""All adapters of a layer in one piece of memory, of which peft's parameters become views.
+"""The adapters of a layer in common pieces of memory, of which peft's parameters become views.
 
 The ops read factors as stacks [E, r, D]. A copy of them would double the adapters' memory and go
 stale with every optimizer step, so the parameters move into the stack instead: `Parameter` objects
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora.layer import Embedding, Linear, LoraLayer
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyext.interface.lowrank_checks import MAX_RANK
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """Parameters of one adapter: a [r, Din] (an embedding keeps its own), b [Do, r], bias [Do]."""
 
@@ -30,18 +30,29 @@ class Adapter:
     def rank(self) -> int:
         return self.b.shape[1]
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in (self.a, self.b, self.bias) if p is not None]
+
+    @property
+    def most(self) -> int:
+        """The largest rank with which the ops would serve a layer of this size."""
+        limits = [MAX_RANK, len(self.b)] if self.bias is None else [MAX_RANK - 1, len(self.b) - 1]
+        return min(limits if self.a is None else [*limits, self.a.shape[1]])
+
 
 def adapters_of(layer: LoraLayer) -> dict[str, Adapter]:
     """The adapters of a layer, in the order in which they were added."""
     if isinstance(layer, Embedding):
         return {name: Adapter(None, b, None) for name, b in layer.lora_embedding_B.items()}
-    return {
-        name: Adapter(into.weight, layer.lora_B[name].weight, layer.lora_B[name].bias)
-        for name, into in layer.lora_A.items()
-    }
+    found = {}
+    for name, into in layer.lora_A.items():
+        onto: Any = layer.lora_B[name]
+        found[name] = Adapter(cast(Any, into).weight, onto.weight, onto.bias)
+    return found
 
 
-def why_not(layer: LoraLayer, tied: set[str]) -> str | None:
+def why_not(layer: LoraLayer, tied: Container[str]) -> str | None:
     """Why the ops cannot serve a layer; None if they can.
 
     Args:
@@ -52,27 +63,23 @@ def why_not(layer: LoraLayer, tied: set[str]) -> str | None:
         return f"the ops do not serve {type(layer).__module__}.{type(layer).__name__}"
     adapters = adapters_of(layer)
     for name, adapter in adapters.items():
-        most = min(MAX_RANK, len(adapter.b)) - (adapter.bias is not None)
-        if adapter.a is not None:
-            most = min(most, adapter.a.shape[1])
         data = adapter.b.data
         if name in layer.lora_variant:
             return f"adapter {name!r} is no plain LoRA: {type(layer.lora_variant[name]).__name__}"
         if name in tied:
             return f"adapter {name!r} ties weights of several layers"
-        if adapter.rank > most:
-            return f"adapter {name!r} has rank {adapter.rank}, more than {most}"
+        if adapter.rank > adapter.most:
+            return f"adapter {name!r} has rank {adapter.rank}, more than {adapter.most}"
         if type(data) is not Tensor or data.is_meta or not data.is_floating_point():
             return f"the weights of adapter {name!r} are not plain tensors in memory"
-    factors = [p for adapter in adapters.values() for p in (adapter.a, adapter.b) if p is not None]
-    kinds = {(factor.dtype, factor.device) for factor in factors}
+    kinds = {(p.dtype, p.device) for adapter in adapters.values() for p in adapter.parameters}
     if len(kinds) > 1:
         found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
         return f"adapters differ in type: {found}"
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place:
     """Where a parameter lies in a stack: some rows of an adapter, as they are or transposed."""
 
@@ -86,97 +93,102 @@ class Place:
         return part.T if self.turned else part
 
 
-def _into(layer: LoraLayer) -> list[Place]:
-    """Places of the down-projections, none of an embedding."""
-    return [
-        Place(adapter.a, e, slice(adapter.rank))
-        for e, adapter in enumerate(adapters_of(layer).values())
-        if adapter.a is not None
-    ]
-
-
-def _onto(layer: LoraLayer) -> list[Place]:
-    """Places of the up-projections, and of biases in the last row."""
-    places = []
-    for e, adapter in enumerate(adapters_of(layer).values()):
-        places.append(Place(adapter.b, e, slice(adapter.rank), turned=True))
-        if adapter.bias is not None:
-            places.append(Place(adapter.bias, e, -1))
-    return places
-
-
 class Stack:
-    """The stacks of one layer: ``A`` [E, r, Din] (None of an embedding), ``B`` [E, r, Do].
+    """Adapters of about the same rank: ``A`` [E, r, Din] (None of an embedding), ``B`` [E, r, Do].
 
-    Adapters of lesser rank are filled up with zeros. Where an adapter has a bias, B has one row
-    more, and what is multiplied with it one column more.
+    Where the adapters have biases, these are one row more of B, and what is multiplied with B has
+    one column more.
 
     Args:
-        layer: whose parameters become views of the stacks.
+        adapters: whose parameters become views of the stacks.
+        rank: up to which the lesser ones are filled with zeros.
     """
 
-    def __init__(self, layer: LoraLayer) -> None:
-        adapters = adapters_of(layer)
-        self.names = tuple(adapters)
-        self.biased = any(adapter.bias is not None for adapter in adapters.values())
+    def __init__(self, adapters: dict[str, Adapter], rank: int) -> None:
         first = next(iter(adapters.values()))
-        self.rank = max(adapter.rank for adapter in adapters.values())
+        self.names = tuple(adapters)
+        self.rank, self.biased = rank, first.bias is not None
         self.A = None
         if first.a is not None:
-            self.A = first.a.data.new_zeros(len(adapters), self.rank, first.a.shape[1])
-        rows = self.rank + self.biased
-        self.B = first.b.data.new_zeros(len(adapters), rows, first.b.shape[0])
-        for stack, places in ((self.A, _into(layer)), (self.B, _onto(layer))):
+            self.A = first.a.data.new_zeros(len(adapters), rank, first.a.shape[1])
+        self.B = first.b.data.new_zeros(len(adapters), rank + self.biased, len(first.b))
+        self._into, self._onto = [], []
+        for e, adapter in enumerate(adapters.values()):
+            own = slice(adapter.rank)
+            if adapter.a is not None:
+                self._into.append(Place(adapter.a, e, own))
+            self._onto.append(Place(adapter.b, e, own, turned=True))
+            if adapter.bias is not None:
+                self._onto.append(Place(adapter.bias, e, -1))
+        for stack, places in ((self.A, self._into), (self.B, self._onto)):
             for place in places:
                 assert stack is not None
                 view = place.within(stack)
                 view.copy_(place.parameter.data)
                 place.parameter.data = view
-        self._addresses = _addresses(layer)
-        self._hook = layer.register_state_dict_post_hook(_give_own_memory)
 
-    def holds(self, layer: LoraLayer) -> bool:
-        """Whether the layer has these adapters, and its parameters are still views of the stacks.
-
-        They are not after an adapter came or went, or the model was moved or cast.
-        """
-        return tuple(adapters_of(layer)) == self.names and self._addresses == _addresses(layer)
-
-    def release(self, layer: LoraLayer) -> None:
-        """Give parameters that are views of the stacks memory of their own again."""
-        self.let_go()
-        if self.holds(layer):
-            for place in (*_into(layer), *_onto(layer)):
-                data = place.parameter.data
-                place.parameter.data = data.clone(memory_format=torch.contiguous_format)
-
-    def let_go(self) -> None:
-        """Another stack takes over."""
-        self._hook.remove()
-
-    def factors(self, layer: LoraLayer, used: Container[int]) -> tuple[Tensor | None, Tensor]:
+    def factors(self, used: Container[str]) -> tuple[Tensor | None, Tensor]:
         """A and B, from which gradients go to the parameters of the used adapters alone.
 
         An adapter without samples then has no gradient, rather than one of zeros that an
         optimizer with momentum or decay would act upon.
         """
-        A = None if self.A is None else _attach(self.A, _into(layer), used)
-        return A, _attach(self.B, _onto(layer), used)
+        numbers = {e for e, name in enumerate(self.names) if name in used}
+        A = None if self.A is None else _attach(self.A, self._into, numbers)
+        return A, _attach(self.B, self._onto, numbers)
 
 
-def _addresses(layer: LoraLayer) -> list[tuple[int, torch.dtype]]:
-    """Where the parameters of a layer are: of views as good as the views themselves."""
+class Stacks:
+    """All adapters of one layer, those of like ranks together.
+
+    Ranks are filled up to powers of two, which most are: so there are few stacks, and little in
+    them is empty.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        groups: dict[tuple[int, bool], dict[str, Adapter]] = {}
+        for name, adapter in adapters_of(layer).items():
+            rank = min(1 << (adapter.rank - 1).bit_length(), adapter.most)
+            groups.setdefault((rank, adapter.bias is not None), {})[name] = adapter
+        self.parts = [Stack(group, rank) for (rank, _), group in groups.items()]
+        self.dtype = self.parts[0].B.dtype
+        self._state = _state(layer)
+        self._hook = layer.register_state_dict_post_hook(_give_own_memory)
+
+    def hold(self, layer: LoraLayer) -> bool:
+        """Whether the layer has these adapters, and its parameters are still views of the stacks.
+
+        They are not after an adapter came or went, or the model was moved or cast.
+        """
+        return self._state == _state(layer)
+
+    def release(self, layer: LoraLayer) -> None:
+        """Give parameters that are views of the stacks memory of their own again."""
+        self.let_go()
+        if self.hold(layer):
+            for adapter in adapters_of(layer).values():
+                for parameter in adapter.parameters:
+                    parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+    def let_go(self) -> None:
+        """Others take over, or the layer is gone."""
+        self._hook.remove()
+
+
+def _state(layer: LoraLayer) -> list[tuple[str, int, int, torch.dtype]]:
+    """Which parameters a layer has and where they are: of a view as good as the view itself."""
     return [
-        (parameter.data_ptr(), parameter.dtype)
-        for adapter in adapters_of(layer).values()
-        for parameter in (adapter.a, adapter.b, adapter.bias)
-        if parameter is not None
+        (name, id(parameter), parameter.data_ptr(), parameter.dtype)
+        for name, adapter in adapters_of(layer).items()
+        for parameter in adapter.parameters
     ]
 
 
 def _attach(stack: Tensor, places: Sequence[Place], used: Container[int]) -> Tensor:
+    if not torch.is_grad_enabled():
+        return stack
     own = [p for p in places if p.adapter in used and p.parameter.requires_grad]
-    if not own or not torch.is_grad_enabled():
+    if not own:
         return stack
     attached: Tensor = _Attached.apply(stack, own, *(place.parameter for place in own))
     return attached
