@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Embedding, LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyext.interface.lowrank_checks import wide
 from pyext.ops import lowrank
@@ -47,8 +47,7 @@ class Mixed:
 
     def __init__(self, layer: LoraLayer, stacks: Stacks, routes: Routes) -> None:
         self.layer, self.stacks, self.routes = layer, stacks, routes
-        names = [name for stack in stacks.parts for name in stack.names]
-        self.keep = {name: 1 - _dropout(layer, name) for name in names}
+        self.kept = stacks.kept()
 
     def __call__(self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> Tensor:
         layer = self.layer
@@ -64,46 +63,38 @@ class Mixed:
             return result
         used = set(adapter_names)
         rows = result[0].numel() // result.shape[-1]
-        kept = x if embeds else self._masked(x, adapter_names).reshape(-1, x.shape[-1])
+        rows_of_x = x if embeds else self._masked(x, adapter_names).reshape(-1, x.shape[-1])
         for stack in self.stacks.parts:
             if used.isdisjoint(stack.names):
                 continue
             segments = self.routes.segments(adapter_names, stack.names, rows, x.device)
             A, B = stack.factors(used)
-            scale = self._scale(stack, result)
+            scaling = [float(layer.scaling[name]) for name in stack.names]
             if A is None:
-                z = _looked_up(layer, x, adapter_names, stack) * _of_rows(scale, segments)
+                scale = _of_rows(stack.scale(scaling, result), segments)
+                z = _looked_up(layer, x, adapter_names, stack) * scale
             else:
-                made_up = scale / self._kept(stack, scale)
-                z = lowrank.lora_shrink(kept, A, segments=segments, scale=made_up)
+                scale = stack.scale(self._made_up(scaling, stack), result)
+                z = lowrank.lora_shrink(rows_of_x, A, segments=segments, scale=scale)
             if stack.biased:
-                z = torch.cat([z, _of_rows(scale, segments)], 1)
+                z = torch.cat([z, _of_rows(scale.new_tensor(scaling), segments)], 1)
             result = _expanded(result, z, B, segments)
         return result
 
-    def _scale(self, stack: Stack, like: Tensor) -> Tensor:
-        """[E]: what the adapters' products are multiplied with."""
-        values = [float(self.layer.scaling[name]) for name in stack.names]
-        return torch.tensor(values, device=like.device, dtype=wide(like))
-
-    def _kept(self, stack: Stack, like: Tensor) -> Tensor:
-        """[E]: the shares that dropout keeps; 1 where it keeps nothing and all is zero anyway."""
-        return like.new_tensor([self.keep[name] or 1.0 for name in stack.names])
+    def _made_up(self, scaling: list[float], stack: Stack) -> list[float]:
+        """The scalings, with the factors of dropout; any where all is dropped and zero anyway."""
+        if not self.kept:
+            return scaling
+        kept = [self.kept.get(name, 1.0) or 1.0 for name in stack.names]
+        return [value / share for value, share in zip(scaling, kept, strict=True)]
 
     def _masked(self, x: Tensor, samples: Sequence[str]) -> Tensor:
         """Dropout of each sample by its adapter, but for the factor, which a scale makes up for."""
-        keep = [self.keep.get(sample, 1.0) for sample in samples]
+        keep = [self.kept.get(sample, 1.0) for sample in samples] if self.kept else [1.0]
         if min(keep) == 1:
             return x
         shares = x.new_tensor(keep).view(-1, *[1] * (x.dim() - 1))
         return x * torch.bernoulli(shares.expand_as(x))
-
-
-def _dropout(layer: Any, name: str) -> float:
-    """The probability with which an adapter drops its inputs now."""
-    module = layer.lora_dropout[name]
-    on = isinstance(module, nn.Dropout) and module.training and not isinstance(layer, Embedding)
-    return float(module.p) if on else 0.0
 
 
 def _of_rows(values: Tensor, segments: Segments) -> Tensor:

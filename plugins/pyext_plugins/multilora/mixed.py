@@ -59,7 +59,7 @@ def enable(model: PeftModel) -> dict[str, str]:
     if switch is None:
         switch = Switch(lora)
         setattr(lora, HOOKS, switch.hooks)
-    return switch.refresh()
+    return switch.restack()
 
 
 def disable(model: PeftModel) -> None:
@@ -100,28 +100,44 @@ class Switch:
     def __init__(self, lora: LoraModel) -> None:
         self.lora = lora
         self.stacks: dict[LoraLayer, Stacks] = {}
+        self._configs: dict[str, Any] = {}
 
-    def refresh(self) -> dict[str, str]:
-        """Make the stacks those of the adapters there are; returns who has none, and why."""
+    def refresh(self) -> None:
+        """Have the stacks follow the adapters: in every call of the model, mostly for nothing.
+
+        Layers get adapters and lose them together with a config of the model.
+        """
+        configs = self.lora.peft_config
+        same = list(configs) == list(self._configs) and all(
+            configs[name] is config for name, config in self._configs.items()
+        )
+        if not same or not all(own.hold(layer) for layer, own in self.stacks.items()):
+            self.restack()
+
+    def restack(self) -> dict[str, str]:
+        """Make the stacks those of the adapters there are; returns layers without, and why."""
+        self._configs = dict(self.lora.peft_config)
+        tied = {
+            name
+            for name, config in self._configs.items()
+            if getattr(config, "ensure_weight_tying", False)
+        }
         left_out: dict[str, str] = {}
-        stacks: dict[LoraLayer, Stacks] = {}
-        configs = self.lora.peft_config.items()
-        tied = {name for name, config in configs if getattr(config, "ensure_weight_tying", False)}
+        before, self.stacks = self.stacks, {}
         for name, layer in self.lora.model.named_modules():
             if not isinstance(layer, LoraLayer):
                 continue
+            known = before.get(layer)
+            if known is not None and known.hold(layer):
+                self.stacks[layer] = before.pop(layer)
+                continue
             reason = why_not(layer, tied)
-            known = self.stacks.pop(layer, None)
-            if known is not None and (reason or not known.hold(layer)):
-                known.let_go()
-                known = None
             if reason:
                 left_out[name] = reason
             else:
-                stacks[layer] = known or Stacks(layer)
-        for gone in self.stacks.values():
+                self.stacks[layer] = Stacks(layer)
+        for gone in before.values():
             gone.let_go()
-        self.stacks = stacks
         return left_out
 
     def release(self) -> None:
@@ -144,9 +160,8 @@ class Switch:
             self._check_trainable(names)
             for layer, forward in mixed.items():
                 _put(context, layer, FORWARD, forward)
-            for module in self.lora.modules():
-                checkpointed = getattr(module, "gradient_checkpointing", False)
-                if self.lora.training and checkpointed and hasattr(module, CHECKPOINT):
+            for module in self.lora.modules() if self.lora.training else ():
+                if getattr(module, "gradient_checkpointing", False) and hasattr(module, CHECKPOINT):
                     again = _Again(module, names, mixed)
                     _put(context, module, CHECKPOINT, partial(again, getattr(module, CHECKPOINT)))
             yield

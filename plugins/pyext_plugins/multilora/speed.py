@@ -112,22 +112,18 @@ class Pair:
         """All LoRA layers one after the other, the base's outputs given: what adapters cost."""
         model = self.models[arm]
         layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
-        inputs = {
-            width: torch.randn(self.size.sequences, length, width)
-            for width in {layer.in_features for layer in layers}
-        }
-        bases = [layer.base_layer for layer in layers]
-        given = {
-            width: _Given(torch.zeros(self.size.sequences, length, width))
-            for width in {layer.out_features for layer in layers}
-        }
-        for layer in layers:
-            layer.base_layer = given[layer.out_features]
+        bases: list[Any] = [layer.base_layer for layer in layers]
+        shape = self.size.sequences, length
+        inputs = {n: torch.randn(*shape, n) for n in {base.in_features for base in bases}}
+        given = {n: _Given(torch.zeros(*shape, n)) for n in {base.out_features for base in bases}}
+        for layer, base in zip(layers, bases, strict=True):
+            layer.base_layer = given[base.out_features]
+        order = [inputs[base.in_features] for base in bases]
 
         def run() -> None:
             with model._enable_peft_forward_hooks(adapter_names=self.batch):
-                for layer in layers:
-                    layer(inputs[layer.in_features])
+                for layer, x in zip(layers, order, strict=True):
+                    layer(x)
 
         try:
             yield run

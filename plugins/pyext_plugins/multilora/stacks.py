@@ -15,7 +15,7 @@ import torch
 from peft.tuners.lora.layer import Embedding, Linear, LoraLayer
 from torch import Tensor, nn
 
-from pyext.interface.lowrank_checks import MAX_RANK
+from pyext.interface.lowrank_checks import MAX_RANK, wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +112,7 @@ class Stack:
         if first.a is not None:
             self.A = first.a.data.new_zeros(len(adapters), rank, first.a.shape[1])
         self.B = first.b.data.new_zeros(len(adapters), rank + self.biased, len(first.b))
+        self._scale: tuple[Any, Tensor] | None = None
         self._into, self._onto = [], []
         for e, adapter in enumerate(adapters.values()):
             own = slice(adapter.rank)
@@ -126,6 +127,13 @@ class Stack:
                 view = place.within(stack)
                 view.copy_(place.parameter.data)
                 place.parameter.data = view
+
+    def scale(self, values: Sequence[float], like: Tensor) -> Tensor:
+        """[E]: the values as a tensor for the ops, kept for as long as they do not change."""
+        key = (*values, like.device, wide(like))
+        if self._scale is None or self._scale[0] != key:
+            self._scale = key, torch.tensor(values, device=like.device, dtype=wide(like))
+        return self._scale[1]
 
     def factors(self, used: Container[str]) -> tuple[Tensor | None, Tensor]:
         """A and B, from which gradients go to the parameters of the used adapters alone.
@@ -152,6 +160,11 @@ class Stacks:
             groups.setdefault((rank, adapter.bias is not None), {})[name] = adapter
         self.parts = [Stack(group, rank) for (rank, _), group in groups.items()]
         self.dtype = self.parts[0].B.dtype
+        self._dropouts = {
+            name: module
+            for name, module in layer.lora_dropout.items()
+            if isinstance(module, nn.Dropout) and not isinstance(layer, Embedding)
+        }
         self._state = _state(layer)
         self._hook = layer.register_state_dict_post_hook(_give_own_memory)
 
@@ -161,6 +174,10 @@ class Stacks:
         They are not after an adapter came or went, or the model was moved or cast.
         """
         return self._state == _state(layer)
+
+    def kept(self) -> dict[str, float]:
+        """The share of its inputs that an adapter keeps now, of those that drop any."""
+        return {name: 1 - own.p for name, own in self._dropouts.items() if own.training and own.p}
 
     def release(self, layer: LoraLayer) -> None:
         """Give parameters that are views of the stacks memory of their own again."""
@@ -175,13 +192,19 @@ class Stacks:
         self._hook.remove()
 
 
-def _state(layer: LoraLayer) -> list[tuple[str, int, int, torch.dtype]]:
-    """Which parameters a layer has and where they are: of a view as good as the view itself."""
-    return [
-        (name, id(parameter), parameter.data_ptr(), parameter.dtype)
-        for name, adapter in adapters_of(layer).items()
-        for parameter in adapter.parameters
-    ]
+def _state(layer: LoraLayer) -> tuple[list[str], list[int], list[int]]:
+    """Adapters of a layer, which parameters they have, and where these are.
+
+    A parameter at the address of a view is that view. Looked at in every call of the model, and so
+    without the ways of `nn.Module` to a parameter, which take most of the time.
+    """
+    if isinstance(layer, Embedding):
+        names, parameters = list(layer.lora_embedding_B), list(layer.lora_embedding_B.values())
+    else:
+        names = list(layer.lora_A)
+        modules = (*layer.lora_A.values(), *layer.lora_B.values())
+        parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    return names, [id(p) for p in parameters], [p.data_ptr() for p in parameters]
 
 
 def _attach(stack: Tensor, places: Sequence[Place], used: Container[int]) -> Tensor:
