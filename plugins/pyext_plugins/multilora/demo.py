@@ -1,8 +1,8 @@
 """The demo: a batch of many adapters through peft's loop and through the ops.
 
-A model of Llama's form is started at random, since neither time nor memory asks what it says. Shown:
-that outputs are the same, what the adapters' part takes by itself, what a whole forward takes, how
-much of that is the base model, and the memory.
+A model of Llama's form is started at random, since neither time nor memory asks what it says.
+Shown: that outputs are the same, what the adapters' part takes by itself, what a whole forward
+takes, how much of that is the base model, and the memory.
 """
 
 from __future__ import annotations
