@@ -133,6 +133,20 @@ def test_adapters_of_half_precision_in_a_model_that_is_not():
     assert torch.equal(logits(model, BATCH), want)  # peft's loop, as the inputs are rounded
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.ops.pyext, "lowrank_lora_shrink"),
+    reason="the reference does not run under autocast",
+)
+def test_autocast():
+    model = models.adapted(models.llama(), LINEAR)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = logits(model, BATCH)
+        enable(model)
+        got = logits(model, BATCH)
+    assert got.dtype == want.dtype
+    assert (got - want).float().norm() / want.float().norm() < 16 * 2**-8
+
+
 def test_adapters_come_and_go():
     model = models.adapted(models.llama(), LINEAR)
     enable(model)
@@ -191,6 +205,15 @@ def test_parameters_become_views_and_are_given_back():
         assert parameter is kept and torch.equal(parameter, value), name
         size = parameter.untyped_storage().nbytes()
         assert parameter.is_contiguous() and size == parameter.numel() * 4, name
+
+
+def test_a_model_saved_whole(tmp_path):
+    model = models.adapted(models.llama(), ["q_proj"])
+    enable(model)
+    want = logits(model, BATCH)
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert is_enabled(loaded) and torch.equal(logits(loaded, BATCH), want)
 
 
 def test_saved_adapters_do_not_take_the_others_with_them(tmp_path):

@@ -3,6 +3,7 @@
 import multilora_models as models
 import pytest
 import torch
+from multilora_models import transformers
 from pyext_plugins.multilora.mixed import disable, enable
 from torch import nn
 
@@ -175,6 +176,42 @@ def test_dropout_is_that_of_each_adapter():
     assert abs(float(first.mean()) - 64) < 5 * 8 / 50**0.5  # of 64 the deviation is 8
     model.eval()
     assert (model(torch.ones(4, 3, 64), adapter_names=names)[:3] == 64 * scaling).all()
+
+
+def test_training_after_inference():
+    model = models.adapted(models.llama(), models.LINEAR).train()
+    enable(model)
+    ids = models.tokens(len(BATCH))
+    losses(model, ids, BATCH).sum().backward()
+    want = gradients(model)
+    model = models.adapted(models.llama(), models.LINEAR)
+    with torch.inference_mode():
+        enable(model)
+        model(input_ids=ids, adapter_names=BATCH)
+    losses(model.train(), ids, BATCH).sum().backward()
+    got = gradients(model)
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_a_trainer_passes_the_names_on(tmp_path):
+    pytest.importorskip("accelerate")
+    model = models.adapted(models.llama(), ["q_proj", "v_proj"])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    enable(model)
+
+    def collate(rows):
+        ids = torch.stack([row["ids"] for row in rows])
+        return {"input_ids": ids, "labels": ids, "adapter_names": [row["name"] for row in rows]}
+
+    ids = models.tokens(4)
+    rows = [{"ids": ids[i], "name": name} for i, name in enumerate(["first", "second"] * 2)]
+    arguments = transformers.TrainingArguments(
+        tmp_path, max_steps=2, per_device_train_batch_size=4, remove_unused_columns=False,
+        use_cpu=True, report_to=[], disable_tqdm=True, learning_rate=1e-2, save_strategy="no",
+    )  # fmt: skip
+    transformers.Trainer(model, arguments, train_dataset=rows, data_collator=collate).train()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert {name.split(".")[-2] for name in changed} == {"first", "second"}
 
 
 def test_frozen_adapters_are_refused_in_training():

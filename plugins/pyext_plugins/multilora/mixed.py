@@ -114,6 +114,7 @@ class Switch:
         if not same or not all(own.hold(layer) for layer, own in self.stacks.items()):
             self.restack()
 
+    @torch.inference_mode(False)  # else parameters would be what no backward can use
     def restack(self) -> dict[str, str]:
         """Make the stacks those of the adapters there are; returns layers without, and why."""
         self._configs = dict(self.lora.peft_config)

@@ -132,7 +132,8 @@ class Stack:
         """[E]: the values as a tensor for the ops, kept for as long as they do not change."""
         key = (*values, like.device, wide(like))
         if self._scale is None or self._scale[0] != key:
-            self._scale = key, torch.tensor(values, device=like.device, dtype=wide(like))
+            with torch.inference_mode(False):  # a later backward may need it
+                self._scale = key, torch.tensor(values, device=like.device, dtype=wide(like))
         return self._scale[1]
 
     def factors(self, used: Container[str]) -> tuple[Tensor | None, Tensor]:
