@@ -152,7 +152,7 @@ class Family:
         claims: gives the claims, from the rows.
         limit: an arm that does a part of the work which no other can do without; its results are
             not compared. The other arms' times are held against its times instead of against the
-            machine's limits.
+            machine's limits. Of several such arms against those of the slowest.
     """
 
     name: str
@@ -162,8 +162,13 @@ class Family:
     cases: Callable[[], Iterator[Case]]
     expected: Callable[[Case], Outputs]
     claims: Callable[[Sequence[Row]], list[Claim]]
-    limit: str | None = None
+    limit: str | tuple[str, ...] | None = None
     arms: dict[str, Arm] = field(default_factory=dict)
+
+    @property
+    def limiting(self) -> tuple[str, ...]:
+        """Names of the arms that are limits."""
+        return (self.limit,) if isinstance(self.limit, str) else self.limit or ()
 
     def arm(
         self, name: str, device: Literal["cpu", "cuda"] = "cpu"

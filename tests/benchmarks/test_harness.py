@@ -172,6 +172,13 @@ def test_a_limit_of_the_familys_is_not_compared_and_replaces_the_machines(clock)
     assert not {"copy", "peak"} & set(clock.log)
 
 
+def test_of_several_limits_the_slowest_counts(clock):
+    family = replace(make_family(clock), limit=("wrong", "absent", "eager"))
+    rows = run_family(family, [1, 2], 8.0, clock=clock, limits=fake_limits)
+    limit, quick = find(rows, "eager", 2), find(rows, "quick", 2)
+    assert (limit.times_limit, quick.times_limit) == (1.0, 0.125)
+
+
 def test_the_reason_of_a_skip_is_kept(rows):
     row = find(rows, "absent", None)
     assert row.skipped == "absent is not installed"

@@ -1,0 +1,128 @@
+"""What a LoRA layer does in a batch of mixed adapters, in place of peft's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora.layer import Embedding, LoraLayer
+from torch import Tensor
+
+from pyext.interface.lowrank_checks import wide
+from pyext.ops import lowrank
+from pyext_plugins.multilora.stacks import Stack, Stacks
+
+Segments = tuple[Tensor, Tensor]
+
+
+class Routes:
+    """Segments of rows, made once for all layers that have the same adapters."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Segments] = {}
+
+    def segments(
+        self, samples: Sequence[str], adapters: Sequence[str], rows: int, device: torch.device
+    ) -> Segments:
+        """For `lora_shrink`: samples of ``rows`` rows each, neighbours of one adapter together."""
+        key = (tuple(samples), adapters, rows, device)
+        if key not in self._known:
+            number = {name: e for e, name in enumerate(adapters)}
+            start, ids = [0], [number.get(samples[0], -1)]
+            for i, sample in enumerate(samples):
+                own = number.get(sample, -1)
+                if own != ids[-1]:
+                    start.append(i * rows)
+                    ids.append(own)
+            start.append(len(samples) * rows)
+            made = [torch.tensor(x, dtype=torch.int32, device=device) for x in (start, ids)]
+            self._known[key] = (made[0], made[1])
+        return self._known[key]
+
+
+class Mixed:
+    """A layer's `_mixed_batch_forward` during one call of the model."""
+
+    def __init__(self, layer: LoraLayer, stacks: Stacks, routes: Routes) -> None:
+        self.layer, self.stacks, self.routes = layer, stacks, routes
+        self.kept = stacks.kept()
+
+    def __call__(self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> Tensor:
+        layer = self.layer
+        embeds = isinstance(layer, Embedding)
+        if not embeds and self.stacks.dtype not in (x.dtype, wide(x)):
+            # Then peft rounds x to the type of the adapters, which the ops do not.
+            return type(layer)._mixed_batch_forward(
+                layer, x, *args, adapter_names=adapter_names, **kwargs
+            )
+        kwargs.pop("alora_offsets", None)
+        result: Tensor = layer.base_layer(x, *args, **kwargs)
+        if not result.numel():
+            return result
+        used = set(adapter_names)
+        rows = result[0].numel() // result.shape[-1]
+        rows_of_x = x if embeds else self._masked(x, adapter_names).reshape(-1, x.shape[-1])
+        for stack in self.stacks.parts:
+            if used.isdisjoint(stack.names):
+                continue
+            segments = self.routes.segments(adapter_names, stack.names, rows, x.device)
+            A, B = stack.factors(used)
+            scaling = [float(layer.scaling[name]) for name in stack.names]
+            if A is None:
+                scale = _of_rows(stack.scale(scaling, result), segments)
+                z = _looked_up(layer, x, adapter_names, stack) * scale
+            else:
+                scale = stack.scale(self._made_up(scaling, stack), result)
+                z = lowrank.lora_shrink(rows_of_x, A, segments=segments, scale=scale)
+            if stack.biased:
+                z = torch.cat([z, _of_rows(scale.new_tensor(scaling), segments)], 1)
+            result = _expanded(result, z, B, segments)
+        return result
+
+    def _made_up(self, scaling: list[float], stack: Stack) -> list[float]:
+        """The scalings, with the factors of dropout; any where all is dropped and zero anyway."""
+        if not self.kept:
+            return scaling
+        kept = [self.kept.get(name, 1.0) or 1.0 for name in stack.names]
+        return [value / share for value, share in zip(scaling, kept, strict=True)]
+
+    def _masked(self, x: Tensor, samples: Sequence[str]) -> Tensor:
+        """Dropout of each sample by its adapter, but for the factor, which a scale makes up for."""
+        keep = [self.kept.get(sample, 1.0) for sample in samples] if self.kept else [1.0]
+        if min(keep) == 1:
+            return x
+        shares = x.new_tensor(keep).view(-1, *[1] * (x.dim() - 1))
+        return x * torch.bernoulli(shares.expand_as(x))
+
+
+def _of_rows(values: Tensor, segments: Segments) -> Tensor:
+    """[N, 1]: of each row the value of its adapter, 0 of none."""
+    start, ids = segments
+    own = torch.where(ids >= 0, values[ids.clamp(min=0).long()], 0)
+    return own.repeat_interleave(start.diff().long())[:, None]
+
+
+def _looked_up(layer: Any, x: Tensor, samples: Sequence[str], stack: Stack) -> Tensor:
+    """[N, r]: in place of a down-projection, columns of the adapters' own small tables."""
+    z = stack.B.new_zeros(*x.shape, stack.rank, dtype=wide(stack.B))
+    for name in dict.fromkeys(samples):
+        if name in stack.names:
+            table = layer.lora_embedding_A[name].T
+            own = [i for i, sample in enumerate(samples) if sample == name]
+            found = layer._embed(x[own], table).to(z.dtype)
+            z[own] = F.pad(found, (0, stack.rank - table.shape[1]))
+    factor = layer._get_embed_scale()
+    return (z if factor is None else z * factor.to(z.dtype)).view(-1, stack.rank)
+
+
+def _expanded(result: Tensor, z: Tensor, B: Tensor, segments: Segments) -> Tensor:
+    if B.dtype not in (result.dtype, wide(result)):
+        B = B.to(wide(result))
+    given = result.is_leaf and result.requires_grad and torch.is_grad_enabled()
+    inplace = result.is_contiguous() and not given
+    flat = result.view(-1, result.shape[-1]) if inplace else result.reshape(-1, result.shape[-1])
+    return lowrank.lora_expand(
+        z.to(wide(result)), B, flat, segments=segments, inplace=inplace
+    ).view(result.shape)

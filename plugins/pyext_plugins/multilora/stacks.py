@@ -1,0 +1,244 @@
+"""The adapters of a layer in common pieces of memory, of which peft's parameters become views.
+
+The ops read factors as stacks [E, r, D]. A copy of them would double the adapters' memory and go
+stale with every optimizer step, so the parameters move into the stack instead: `Parameter` objects
+stay what they are, and an update in place is an update of the stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from peft.tuners.lora.layer import Embedding, Linear, LoraLayer
+from torch import Tensor, nn
+
+from pyext.interface.lowrank_checks import MAX_RANK, wide
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """Parameters of one adapter: a [r, Din] (an embedding keeps its own), b [Do, r], bias [Do]."""
+
+    a: nn.Parameter | None
+    b: nn.Parameter
+    bias: nn.Parameter | None
+
+    @property
+    def rank(self) -> int:
+        return self.b.shape[1]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in (self.a, self.b, self.bias) if p is not None]
+
+    @property
+    def most(self) -> int:
+        """The largest rank with which the ops would serve a layer of this size."""
+        limits = [MAX_RANK, len(self.b)] if self.bias is None else [MAX_RANK - 1, len(self.b) - 1]
+        return min(limits if self.a is None else [*limits, self.a.shape[1]])
+
+
+def adapters_of(layer: LoraLayer) -> dict[str, Adapter]:
+    """The adapters of a layer, in the order in which they were added."""
+    if isinstance(layer, Embedding):
+        return {name: Adapter(None, b, None) for name, b in layer.lora_embedding_B.items()}
+    found = {}
+    for name, into in layer.lora_A.items():
+        onto: Any = layer.lora_B[name]
+        found[name] = Adapter(cast(Any, into).weight, onto.weight, onto.bias)
+    return found
+
+
+def why_not(layer: LoraLayer, tied: Container[str]) -> str | None:
+    """Why the ops cannot serve a layer; None if they can.
+
+    Args:
+        tied: adapters that share parameters between layers.
+    """
+    # Not their subclasses: quantised and parallel layers do more.
+    if type(layer) not in (Linear, Embedding):
+        return f"the ops do not serve {type(layer).__module__}.{type(layer).__name__}"
+    adapters = adapters_of(layer)
+    for name, adapter in adapters.items():
+        data = adapter.b.data
+        if name in layer.lora_variant:
+            return f"adapter {name!r} is no plain LoRA: {type(layer.lora_variant[name]).__name__}"
+        if name in tied:
+            return f"adapter {name!r} ties weights of several layers"
+        if adapter.rank > adapter.most:
+            return f"adapter {name!r} has rank {adapter.rank}, more than {adapter.most}"
+        if type(data) is not Tensor or data.is_meta or not data.is_floating_point():
+            return f"the weights of adapter {name!r} are not plain tensors in memory"
+    kinds = {(p.dtype, p.device) for adapter in adapters.values() for p in adapter.parameters}
+    if len(kinds) > 1:
+        found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        return f"adapters differ in type: {found}"
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a parameter lies in a stack: some rows of an adapter, as they are or transposed."""
+
+    parameter: nn.Parameter
+    adapter: int
+    rows: slice | int
+    turned: bool = False
+
+    def within(self, stack: Tensor) -> Tensor:
+        part = stack[self.adapter, self.rows]
+        return part.T if self.turned else part
+
+
+class Stack:
+    """Adapters of about the same rank: ``A`` [E, r, Din] (None of an embedding), ``B`` [E, r, Do].
+
+    Where the adapters have biases, these are one row more of B, and what is multiplied with B has
+    one column more.
+
+    Args:
+        adapters: whose parameters become views of the stacks.
+        rank: up to which the lesser ones are filled with zeros.
+    """
+
+    def __init__(self, adapters: dict[str, Adapter], rank: int) -> None:
+        first = next(iter(adapters.values()))
+        self.names = tuple(adapters)
+        self.rank, self.biased = rank, first.bias is not None
+        self.A = None
+        if first.a is not None:
+            self.A = first.a.data.new_zeros(len(adapters), rank, first.a.shape[1])
+        self.B = first.b.data.new_zeros(len(adapters), rank + self.biased, len(first.b))
+        self._scale: tuple[Any, Tensor] | None = None
+        self._into, self._onto = [], []
+        for e, adapter in enumerate(adapters.values()):
+            own = slice(adapter.rank)
+            if adapter.a is not None:
+                self._into.append(Place(adapter.a, e, own))
+            self._onto.append(Place(adapter.b, e, own, turned=True))
+            if adapter.bias is not None:
+                self._onto.append(Place(adapter.bias, e, -1))
+        for stack, places in ((self.A, self._into), (self.B, self._onto)):
+            for place in places:
+                assert stack is not None
+                view = place.within(stack)
+                view.copy_(place.parameter.data)
+                place.parameter.data = view
+
+    def scale(self, values: Sequence[float], like: Tensor) -> Tensor:
+        """[E]: the values as a tensor for the ops, kept for as long as they do not change."""
+        key = (*values, like.device, wide(like))
+        if self._scale is None or self._scale[0] != key:
+            with torch.inference_mode(False):  # a later backward may need it
+                self._scale = key, torch.tensor(values, device=like.device, dtype=wide(like))
+        return self._scale[1]
+
+    def factors(self, used: Container[str]) -> tuple[Tensor | None, Tensor]:
+        """A and B, from which gradients go to the parameters of the used adapters alone.
+
+        An adapter without samples then has no gradient, rather than one of zeros that an
+        optimizer with momentum or decay would act upon.
+        """
+        numbers = {e for e, name in enumerate(self.names) if name in used}
+        A = None if self.A is None else _attach(self.A, self._into, numbers)
+        return A, _attach(self.B, self._onto, numbers)
+
+
+class Stacks:
+    """All adapters of one layer, those of like ranks together.
+
+    Ranks are filled up to powers of two, which most are: so there are few stacks, and little in
+    them is empty.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        groups: dict[tuple[int, bool], dict[str, Adapter]] = {}
+        for name, adapter in adapters_of(layer).items():
+            rank = min(1 << (adapter.rank - 1).bit_length(), adapter.most)
+            groups.setdefault((rank, adapter.bias is not None), {})[name] = adapter
+        self.parts = [Stack(group, rank) for (rank, _), group in groups.items()]
+        self.dtype = self.parts[0].B.dtype
+        self._dropouts = {
+            name: module
+            for name, module in layer.lora_dropout.items()
+            if isinstance(module, nn.Dropout) and not isinstance(layer, Embedding)
+        }
+        self._state = _state(layer)
+        self._hook = layer.register_state_dict_post_hook(_give_own_memory)
+
+    def hold(self, layer: LoraLayer) -> bool:
+        """Whether the layer has these adapters, and its parameters are still views of the stacks.
+
+        They are not after an adapter came or went, or the model was moved or cast.
+        """
+        return self._state == _state(layer)
+
+    def kept(self) -> dict[str, float]:
+        """The share of its inputs that an adapter keeps now, of those that drop any."""
+        return {name: 1 - own.p for name, own in self._dropouts.items() if own.training and own.p}
+
+    def release(self, layer: LoraLayer) -> None:
+        """Give parameters that are views of the stacks memory of their own again."""
+        self.let_go()
+        if self.hold(layer):
+            for adapter in adapters_of(layer).values():
+                for parameter in adapter.parameters:
+                    parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+    def let_go(self) -> None:
+        """Others take over, or the layer is gone."""
+        self._hook.remove()
+
+
+def _state(layer: LoraLayer) -> tuple[list[str], list[int], list[int]]:
+    """Adapters of a layer, which parameters they have, and where these are.
+
+    A parameter at the address of a view is that view. Looked at in every call of the model, and so
+    without the ways of `nn.Module` to a parameter, which take most of the time.
+    """
+    if isinstance(layer, Embedding):
+        names, parameters = list(layer.lora_embedding_B), list(layer.lora_embedding_B.values())
+    else:
+        names = list(layer.lora_A)
+        modules = (*layer.lora_A.values(), *layer.lora_B.values())
+        parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    return names, [id(p) for p in parameters], [p.data_ptr() for p in parameters]
+
+
+def _attach(stack: Tensor, places: Sequence[Place], used: Container[int]) -> Tensor:
+    if not torch.is_grad_enabled():
+        return stack
+    own = [p for p in places if p.adapter in used and p.parameter.requires_grad]
+    if not own:
+        return stack
+    attached: Tensor = _Attached.apply(stack, own, *(place.parameter for place in own))
+    return attached
+
+
+class _Attached(torch.autograd.Function):
+    """A stack as a function of the parameters that are its views; nothing is copied."""
+
+    @staticmethod
+    def forward(ctx: Any, stack: Tensor, places: list[Place], *parameters: Tensor) -> Tensor:
+        ctx.places = places
+        # Saved only so that a change between forward and backward is an error, as always.
+        ctx.save_for_backward(*parameters)
+        return stack.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors
+        return (None, None, *(place.within(grads[0]) for place in ctx.places))
+
+
+def _give_own_memory(layer: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """A saved adapter must not take the whole stack with it, and some formats want it contiguous.
+
+    With ``keep_vars`` a state dict holds the parameters themselves, and they stay.
+    """
+    for name, value in state.items():
+        if name.startswith(f"{prefix}lora_") and not isinstance(value, nn.Parameter):
+            state[name] = value.clone(memory_format=torch.contiguous_format)
