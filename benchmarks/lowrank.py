@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +42,13 @@ from benchmarks.lowrank_shapes import (
     make_mix,
     orthonormal,
     random,
+)
+from benchmarks.lowrank_ways import (
+    batched_qr,
+    concatenated,
+    dispatched,
+    gathered,
+    sample_by_sample,
 )
 from pyext.ops import lowrank as ops
 from pyext.reference import lowrank as reference
@@ -121,7 +130,7 @@ def expected(case: Case) -> Outputs:
     return edit_run(reference, hidden_of(data), data.rows, inplace=False)()
 
 
-def arguments(t: MixTensors) -> dict[str, object]:
+def arguments(t: MixTensors) -> dict[str, Any]:
     return {
         **{name: getattr(t, name) for name in ("a", "c", "M", "m", "scale", "gate")},
         "has_inner": t.old,
@@ -136,7 +145,7 @@ def both_ways(t: MixTensors, y: Tensor) -> Outputs:
     return torch.autograd.grad(y, t.leaves, t.upstream)
 
 
-def mix_run(functions: object, t: MixTensors, inplace: bool = False) -> Run:
+def mix_run(functions: ModuleType, t: MixTensors, inplace: bool = False) -> Run:
     options = arguments(t)
     fresh = Fresh(t.base)
 
@@ -147,7 +156,7 @@ def mix_run(functions: object, t: MixTensors, inplace: bool = False) -> Run:
     return run
 
 
-def edit_run(functions: object, hidden: Sequence[Tensor], shape: Rows, inplace: bool) -> Run:
+def edit_run(functions: ModuleType, hidden: Sequence[Tensor], shape: Rows, inplace: bool) -> Run:
     """Edits of hidden states, each by editors of its own."""
     rows, group = shape.places()
     options = {"rows": rows, "group": group, "form": "mrt", "inplace": inplace}
@@ -172,6 +181,46 @@ def hidden_of(shape: Layers) -> list[Tensor]:
     return [random(1, shape.tokens, shape.width, seed=40 + i) for i in range(shape.count)]
 
 
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    """The claims, each on the worst of all it is about; what was not measured stays open."""
+    times = {(r.input, r.stage, r.arm, r.threads): r.timing.median for r in rows if r.timing}
+    mixes = [named(shape, dtype) for shape, dtype in product(MIXES, DTYPES)]
+    edits = [named(ROWS, dtype) for dtype in DTYPES]
+
+    def ratios(
+        inputs: Sequence[str], stages: Sequence[str], over: Sequence[str], under: str
+    ) -> dict[str, float | None]:
+        """The slowest of some arms' times over another's."""
+        found: dict[str, float | None] = {}
+        for name, stage, threads in product(inputs, stages, THREADS):
+            known = [times.get((name, stage, arm, threads)) for arm in over]
+            slowest = None if None in known else max(x for x in known if x is not None)
+            own = times.get((name, stage, under, threads))
+            found[f"{name}, {stage}, threads: {threads}"] = quotient(slowest, own)
+        return found
+
+    limits, passes = (COPY, PRODUCTS), (FORWARD, BOTH)
+    calls = {
+        where: None if ratio is None else ratio * BASES.editors / CALLS
+        for where, ratio in ratios([str(BASES)], [BASIS], [USUAL_BASIS], OURS).items()
+    }
+    beside = ratios([str(LAYERS)], [OVERHEAD], [INPLACE], FORWARD_OF_LAYERS)
+    faster = "times faster than"
+    return [
+        worst("mix, share of the slower limit", ratios(mixes, passes, limits, INPLACE), ">=", 0.8),
+        worst(f"mix, {faster} a dispatcher", ratios(mixes, passes, [USUAL], INPLACE), ">=", 8),
+        worst(f"mix, {faster} stacked products", ratios(mixes, passes, [PLAIN], INPLACE), ">=", 2),
+        worst(
+            f"rows, {faster} sample by sample", ratios(edits, [EDIT], [USUAL], INPLACE), ">=", 20
+        ),
+        worst(
+            f"rows, {faster} gather and scatter", ratios(edits, [EDIT], [PLAIN], INPLACE), ">=", 4
+        ),
+        worst(f"orthonormalize, {faster} {BASES.editors} calls (timed: {CALLS})", calls, ">=", 50),
+        worst("edits of 12 rows, over the layers' forward", beside, "<=", 0.02),
+    ]
+
+
 FAMILY = Family(
     name="lowrank",
     baseline=USUAL,
@@ -179,7 +228,7 @@ FAMILY = Family(
     tolerance=1e-4,
     cases=cases,
     expected=expected,
-    claims=lambda rows: claims(rows),  # which is below
+    claims=claims,
     limit=(COPY, PRODUCTS, FORWARD_OF_LAYERS),
 )
 
@@ -221,51 +270,8 @@ def usual(case: Case) -> Run:
         t = data.tensors
         return lambda: both_ways(t, dispatched(t))
     if isinstance(data, EditProblem):
-        return sample_by_sample(data)
+        return sample_by_sample(data.h, data.shape)
     raise Unavailable("has an arm of its own" if isinstance(data, Bases) else "is the edit of rows")
-
-
-def adapter(t: MixTensors, x: Tensor, e: int) -> Tensor:
-    """What adapter e makes of rows, with its scale."""
-    own = (t.A[e], t.B[e], t.a[e], t.c[e], t.scale[e])
-    A, B, a, c, scale = (p.detach() for p in own) if t.old[e] else own
-    u = x @ A.T + a
-    if t.old[e]:
-        u = u @ t.M[e].T + t.m[e]
-    return scale.to(x.dtype) * (u @ B + c)
-
-
-def dispatched(t: MixTensors) -> Tensor:
-    """Rows are sorted by adapter, copied to each, put together, weighed and added up again."""
-    found = t.gate.nonzero()
-    order = found[:, 1].sort(stable=True)[1]
-    row, chosen = found[order].T
-    counts = (t.gate > 0).sum(0).tolist()
-    parts = t.x[row].split(counts)
-    outputs = torch.cat([adapter(t, part, e) for e, part in enumerate(parts)])
-    weighed = outputs * t.gate[row].gather(1, chosen[:, None])
-    zeros = torch.zeros(t.base.shape, dtype=weighed.dtype)
-    return t.base + zeros.index_add(0, row, weighed).to(t.base.dtype)
-
-
-def sample_by_sample(problem: EditProblem) -> Run:
-    shape, h = problem.shape, problem.h
-    own = make_editors(2, shape.rank, shape.width, h.dtype)
-    bases = own.R.float().mT.contiguous()  # [E, D, r], of which the basis is made in every call
-
-    def edit(x: Tensor, e: int) -> Tensor:
-        Q, T = torch.linalg.qr(bases[e])
-        R = (Q * T.diagonal().sign()).T.to(x.dtype)
-        return x + (x @ own.W[e].T + own.b[e] - x @ R.T) @ R
-
-    def run() -> Outputs:
-        out = torch.zeros_like(h)
-        for b, x in enumerate(h):
-            first, between, last = x.tensor_split((shape.edge, shape.tokens - shape.edge))
-            out[b] = torch.cat([edit(first, 0), between, edit(last, 1)])
-        return [out]
-
-    return run
 
 
 @FAMILY.arm(USUAL_BASIS)
@@ -297,52 +303,11 @@ def plain(case: Case) -> Run:
         t = data.tensors
         return lambda: both_ways(t, concatenated(t))
     if isinstance(data, EditProblem):
-        return gathered(data)
+        return gathered(data.h, data.shape)
     if isinstance(data, Bases):
         X = basis(data)
         return lambda: [batched_qr(X)]
     raise Unavailable("is the edit of rows")
-
-
-def concatenated(t: MixTensors) -> Tensor:
-    """All adapters as one of the sum of their ranks."""
-
-    def parts(p: Tensor) -> list[Tensor]:
-        return [own.detach() if old else own for own, old in zip(p, t.old, strict=True)]
-
-    u = t.x @ torch.cat(parts(t.A)).T + torch.cat(parts(t.a))
-    v = torch.cat(
-        [
-            own @ t.M[e].T + t.m[e] if t.old[e] else own
-            for e, own in enumerate(u.unflatten(1, (len(t.A), -1)).unbind(1))
-        ],
-        1,
-    )
-    weights = (t.gate * torch.stack(parts(t.scale))).to(t.x.dtype)
-    weighed = v * weights.repeat_interleave(t.A.shape[1], 1)
-    return t.base + weighed @ torch.cat(parts(t.B)) + weights @ torch.stack(parts(t.c))
-
-
-def gathered(problem: EditProblem) -> Run:
-    shape, h = problem.shape, problem.h
-    own = make_editors(2, shape.rank, shape.width, h.dtype)
-    places = shape.places()[0].view(shape.samples, -1) % shape.tokens
-    index = places[..., None].expand(-1, -1, shape.width)
-
-    def run() -> Outputs:
-        halves = h.gather(1, index).chunk(2, 1)
-        edited = [
-            x + (x @ own.W[e].T + own.b[e] - x @ own.R[e].T) @ own.R[e]
-            for e, x in enumerate(halves)
-        ]
-        return [h.scatter(1, index, torch.cat(edited, 1))]
-
-    return run
-
-
-def batched_qr(X: Tensor) -> Tensor:
-    Q, T = torch.linalg.qr(X.mT)
-    return (Q * T.diagonal(dim1=-2, dim2=-1).sign()[:, None]).mT
 
 
 # The limits
@@ -397,46 +362,3 @@ def layers(case: Case) -> Run:
 @cache
 def weights_of(shape: Layers) -> list[dict[str, Tensor]]:
     return list(shape.weights())
-
-
-# Claims
-
-
-def claims(rows: Sequence[Row]) -> list[Claim]:
-    """The claims, each on the worst of all it is about; what was not measured stays open."""
-    times = {(r.input, r.stage, r.arm, r.threads): r.timing.median for r in rows if r.timing}
-    mixes = [named(shape, dtype) for shape, dtype in product(MIXES, DTYPES)]
-    edits = [named(ROWS, dtype) for dtype in DTYPES]
-
-    def ratios(
-        inputs: Sequence[str], stages: Sequence[str], over: Sequence[str], under: str
-    ) -> dict[str, float | None]:
-        """The slowest of some arms' times over another's."""
-        found: dict[str, float | None] = {}
-        for name, stage, threads in product(inputs, stages, THREADS):
-            known = [times.get((name, stage, arm, threads)) for arm in over]
-            slowest = None if None in known else max(x for x in known if x is not None)
-            own = times.get((name, stage, under, threads))
-            found[f"{name}, {stage}, threads: {threads}"] = quotient(slowest, own)
-        return found
-
-    limits, passes = (COPY, PRODUCTS), (FORWARD, BOTH)
-    calls = {
-        where: None if ratio is None else ratio * BASES.editors / CALLS
-        for where, ratio in ratios([str(BASES)], [BASIS], [USUAL_BASIS], OURS).items()
-    }
-    beside = ratios([str(LAYERS)], [OVERHEAD], [INPLACE], FORWARD_OF_LAYERS)
-    faster = "times faster than"
-    return [
-        worst("mix, share of the slower limit", ratios(mixes, passes, limits, INPLACE), ">=", 0.8),
-        worst(f"mix, {faster} a dispatcher", ratios(mixes, passes, [USUAL], INPLACE), ">=", 8),
-        worst(f"mix, {faster} stacked products", ratios(mixes, passes, [PLAIN], INPLACE), ">=", 2),
-        worst(
-            f"rows, {faster} sample by sample", ratios(edits, [EDIT], [USUAL], INPLACE), ">=", 20
-        ),
-        worst(
-            f"rows, {faster} gather and scatter", ratios(edits, [EDIT], [PLAIN], INPLACE), ">=", 4
-        ),
-        worst(f"orthonormalize, {faster} {BASES.editors} calls", calls, ">=", 50),
-        worst("edits of 12 rows, over the layers' forward", beside, "<=", 0.02),
-    ]

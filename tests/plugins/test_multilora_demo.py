@@ -9,16 +9,19 @@ from pyext_plugins.multilora import METHOD, demo, speed
 
 TINY = speed.Size(
     width=16, inner=24, heads=2, layers=1, adapters=3, ranks=(2, 4), sequences=4, lengths=(3, 1),
-    threads=(1,), rounds=2,
+    threads=(1,), rounds=2, trained=2,
 )  # fmt: skip
 
 
 def test_the_demo_reports_all_parts_and_claims(tmp_path):
     report = demo.run(TINY)
     assert [(row["batch"], row["what"]) for row in report.rows] == [
-        (batch, part)
-        for batch in ("3 tokens each", "1 token each")
-        for part in (speed.ADAPTERS, speed.FORWARD)
+        *(
+            (f"{n} each", p)
+            for n in ("3 tokens", "1 token")
+            for p in (speed.ADAPTERS, speed.FORWARD)
+        ),
+        ("2 tokens each", speed.TRAINING),
     ]
     same, *rest = report.claims
     assert same.held and len(rest) == 3
@@ -32,6 +35,18 @@ def test_the_pair_shares_its_base_and_not_its_adapters():
     assert all((loop[name] is ops[name]) != ("lora_" in name) for name in loop)
     # Powers of two take no more room in a stack.
     assert pair.adapter_bytes(speed.OPS) == pair.adapter_bytes(speed.PEFT) > 0
+
+
+def test_both_ways_of_training_give_all_adapters_their_gradients():
+    pair = speed.Pair(TINY)
+    shapes = {}
+    for arm, model in pair.models.items():
+        model.train()
+        pair.training(arm, 2)()
+        grown = {name for name, p in model.named_parameters() if p.grad is not None}
+        shapes[arm] = {name for name in grown if any(used in name for used in set(pair.batch))}
+        assert grown == shapes[arm] and all("lora_" in name for name in grown)
+    assert shapes[speed.PEFT] == shapes[speed.OPS] != set()
 
 
 def test_claims_can_fail(monkeypatch):

@@ -31,8 +31,10 @@ TOLERANCE = 1e-5
 MIND = [
     "A whole forward is mostly the base model, which no adapter speeds up: five times is claimed "
     "of the adapters' part.",
-    "Adapters alone: every LoRA layer once, with the outputs of its base layer given, and what is "
-    "done around a forward on both sides.",
+    "Adapters alone: every LoRA layer once, with the outputs of its base layer given. What peft "
+    "does once a call, which both have, is in the whole forward; generating is one call.",
+    "A training step is of all adapters: with peft one after the other, since it refuses batches "
+    "of several in training.",
     "Memory: what the adapters' parameters keep alive, and what a forward takes beyond what the "
     "process held before, at its peak.",
 ]
@@ -49,7 +51,7 @@ def run(size: Size) -> Report:
     apart = {length: difference(pair, length) for length in size.lengths}
     peaks = {arm: peak_bytes(pair, arm) for arm in (PEFT, OPS)}
     held = {arm: pair.adapter_bytes(arm) for arm in (PEFT, OPS)}
-    timed = list(times(pair))
+    timed = times(pair)
     for sentence in MIND:
         print(f"mind: {sentence}")
     return Report(

@@ -74,7 +74,7 @@ class Mixed:
                 scale = _of_rows(stack.scale(scaling, result), segments)
                 z = _looked_up(layer, x, adapter_names, stack) * scale
             else:
-                scale = stack.scale(self._made_up(scaling, stack), result)
+                scale = stack.scale(self._made_up(scaling, stack), x)
                 z = lowrank.lora_shrink(rows_of_x, A, segments=segments, scale=scale)
             if stack.biased:
                 z = torch.cat([z, _of_rows(scale.new_tensor(scaling), segments)], 1)
@@ -93,8 +93,8 @@ class Mixed:
         keep = [self.kept.get(sample, 1.0) for sample in samples] if self.kept else [1.0]
         if min(keep) == 1:
             return x
-        shares = x.new_tensor(keep).view(-1, *[1] * (x.dim() - 1))
-        return x * torch.bernoulli(shares.expand_as(x))
+        shares = torch.tensor(keep, device=x.device).view(-1, *[1] * (x.dim() - 1))
+        return x.masked_fill(torch.rand(x.shape, device=x.device) >= shares, 0)
 
 
 def _of_rows(values: Tensor, segments: Segments) -> Tensor:

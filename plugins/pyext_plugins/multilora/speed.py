@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from pyext_plugins.side.memory import PeakResident
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PEFT, OPS, BASE = "peft's loop", "multilora", "base model alone"
-ADAPTERS, FORWARD = "adapters alone", "whole forward"
+ADAPTERS, FORWARD, TRAINING = "adapters alone", "whole forward", "training step"
 TOKENS = 1000  # of the vocabulary
 
 
@@ -33,6 +34,7 @@ class Size:
     Args:
         ranks: of the adapters, in turn.
         lengths: tokens of a sequence, one batch of each.
+        trained: tokens of a sequence that is trained on.
     """
 
     width: int = 1024
@@ -43,6 +45,7 @@ class Size:
     ranks: tuple[int, ...] = (4, 8, 16)
     sequences: int = 64
     lengths: tuple[int, ...] = (32, 1)
+    trained: int = 8
     threads: tuple[int, ...] = (1, 2)
     rounds: int = 5
 
@@ -109,7 +112,10 @@ class Pair:
 
     @contextmanager
     def adapters(self, arm: str, length: int) -> Iterator[Callable[[], None]]:
-        """All LoRA layers one after the other, the base's outputs given: what adapters cost."""
+        """All LoRA layers one after the other, the base's outputs given: what adapters cost.
+
+        As in a call of the model: what that does before and after is not in it.
+        """
         model = self.models[arm]
         layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
         bases: list[Any] = [layer.base_layer for layer in layers]
@@ -121,15 +127,39 @@ class Pair:
         order = [inputs[base.in_features] for base in bases]
 
         def run() -> None:
-            with model._enable_peft_forward_hooks(adapter_names=self.batch):
-                for layer, x in zip(layers, order, strict=True):
-                    layer(x)
+            for layer, x in zip(layers, order, strict=True):
+                layer(x)
 
         try:
-            yield run
+            with model._enable_peft_forward_hooks(adapter_names=self.batch):
+                yield run
         finally:
             for layer, base in zip(layers, bases, strict=True):
                 layer.base_layer = base
+
+    def training(self, arm: str, length: int) -> Callable[[], None]:
+        """Gradients of all adapters, each of its own samples.
+
+        peft has no way but one adapter after the other.
+        """
+        ids, model = self.ids(length), self.models[arm]
+
+        def backward(own: Tensor, **more: Any) -> None:
+            logits = model(input_ids=own, use_cache=False, **more).logits
+            nn.functional.cross_entropy(logits.flatten(0, 1), own.flatten()).backward()
+
+        def one_by_one() -> None:
+            model.zero_grad()
+            for name in dict.fromkeys(self.batch):
+                model.set_adapter(name)
+                backward(ids[[i for i, sample in enumerate(self.batch) if sample == name]])
+
+        def together() -> None:
+            model.zero_grad()
+            model.set_requires_grad(self.names)
+            backward(ids, adapter_names=self.batch)
+
+        return one_by_one if arm == PEFT else together
 
     def adapter_bytes(self, arm: str) -> int:
         """What the adapters' parameters keep alive, each storage once."""
@@ -159,16 +189,25 @@ def difference(pair: Pair, length: int) -> tuple[float, float]:
     return float((got - want).abs().max()), float(want.abs().max())
 
 
-@torch.no_grad()
-def times(pair: Pair) -> Iterator[Timed]:
+def times(pair: Pair) -> list[Timed]:
     """Of all parts, arms and numbers of threads, the arms in turn."""
-    for length in pair.size.lengths:
-        for threads in pair.size.threads:
+    rounds, found = pair.size.rounds, []
+    for length, threads in product(pair.size.lengths, pair.size.threads):
+        with torch.no_grad():
             with pair.adapters(PEFT, length) as loop, pair.adapters(OPS, length) as ops:
                 runs: dict[str, Callable[[], Any]] = {PEFT: loop, OPS: ops}
-                yield from _in_turn(pair.size.rounds, length, ADAPTERS, threads, runs)
+                found += _in_turn(rounds, length, ADAPTERS, threads, runs)
             runs = {arm: pair.forward(arm, length) for arm in (PEFT, OPS, BASE)}
-            yield from _in_turn(pair.size.rounds, length, FORWARD, threads, runs)
+            found += _in_turn(rounds, length, FORWARD, threads, runs)
+    length = pair.size.trained
+    for model in pair.models.values():
+        model.train()
+    for threads in pair.size.threads:
+        runs = {arm: pair.training(arm, length) for arm in (PEFT, OPS)}
+        found += _in_turn(rounds, length, TRAINING, threads, runs)
+    for model in pair.models.values():
+        model.eval()
+    return found
 
 
 def _in_turn(
