@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "lowrank/cpu/dots.h"
 #include "lowrank/cpu/mixture.h"
 
 namespace pyext::PYEXT_ISA {
@@ -55,31 +56,32 @@ struct RankRows {
   }
 };
 
+// Calls body(index, worker) for every task: by this thread alone where all have so little to do
+// that waking the others takes longer.
+template <class Body>
+void share_tasks(const Routing& routing, int64_t width, int64_t tasks, Body& body) {
+  if (routing.rows * routing.rank * width >= int64_t(1) << 20) return parallel_tasks(tasks, body);
+  for (int64_t i = 0; i < tasks; ++i) body(i, 0);
+}
+
 template <class S>
 void lora_shrink(const LoraShrinkArgs<S>& args, const Context& context) {
   using T = Wide<S>;
-  const int64_t rank = args.routing.rank, panel = blocks_of(rank) * kLanes;
+  const int64_t rank = args.routing.rank;
   const RowsByAdapter rows(args.routing, context);
-  T* panels = scratch_values<T>(context, args.routing.adapters * panel * args.width);
-  auto pack_one = [&](int64_t e, int) {
-    if (rows.first[e] == rows.first[e + 1]) return;
-    const RankRows<const T> factor(args.W + e * rank * args.width, rank, args.width);
-    pack(factor.at, rank, args.width, panels + e * panel * args.width);
-  };
-  parallel_tasks(args.routing.adapters, pack_one);
   memset(args.z, 0, size_t(args.routing.rows * rank) * sizeof(T));
-  T* products = scratch_values<T>(context, thread_count() * kTileRows * panel);
-  auto tile = [&](int64_t index, int worker) {
+  auto tile = [&](int64_t index, int) {
     const RowsByAdapter::Tile& t = rows.tiles[index];
     const int64_t* own = rows.order + t.first;
-    T* out = products + worker * kTileRows * panel;
     const GatheredRows<const S> x(args.x, args.stride, own, t.count);
-    project(t.count, x.at, args.width, panels + t.adapter * panel * args.width, rank, out, panel);
+    T products[kTileRows][kMaxRank];
+    dots(t.count, x.at, args.W + t.adapter * rank * args.width, rank, args.width, products[0],
+         kMaxRank);
     const T scale = args.scale ? args.scale[t.adapter] : T(1);
     for (int i = 0; i < t.count; ++i)
-      for (int64_t j = 0; j < rank; ++j) args.z[own[i] * rank + j] = scale * out[i * panel + j];
+      for (int64_t j = 0; j < rank; ++j) args.z[own[i] * rank + j] = scale * products[i][j];
   };
-  parallel_tasks(rows.tile_count, tile);
+  share_tasks(args.routing, args.width, rows.tile_count, tile);
 }
 
 template <class S>
@@ -100,7 +102,7 @@ void lora_expand(const LoraExpandArgs<S>& args, const Context& context) {
     add_products<S>(t.count, args.width, y.at, args.add ? y.at : nullptr, {z, rank, 1}, rank,
                     factor.at);
   };
-  parallel_tasks(rows.tile_count, tile);
+  share_tasks(args.routing, args.width, rows.tile_count, tile);
   if (args.add) return;
   for (int64_t n = 0; n < args.routing.rows; ++n)
     if (!args.routing.has(n)) memset(args.y + n * args.stride, 0, size_t(args.width) * sizeof(S));
@@ -129,7 +131,7 @@ void lora_outer(const LoraOuterArgs<S>& args, const Context& context) {
       add_products<T>(int(rank), width, out.at, out.at, {z, 1, rank}, count, x.at);
     }
   };
-  parallel_tasks(args.routing.adapters * parts, part);
+  share_tasks(args.routing, args.width, args.routing.adapters * parts, part);
 }
 
 }  // namespace pyext::PYEXT_ISA
