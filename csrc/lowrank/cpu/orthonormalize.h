@@ -159,16 +159,14 @@ PYEXT_INLINE void combine_rows(const S* g, const S* r, int64_t rank, int64_t wid
     Lanes<double> sums[Count];
     PYEXT_UNROLL
     for (int i = 0; i < Count; ++i) sums[i] = Lanes<double>(0.0);
-    for (int64_t j = 0; j < rank; ++j) {
-      const auto from_g = load_double(g + j * width + c, lanes);
-      const auto from_r = load_double(r + j * width + c, lanes);
+    const auto add = [&](const S* rows, const double* by, int64_t j) {
+      const auto row = load_double(rows + j * width + c, lanes);
       PYEXT_UNROLL
-      for (int i = 0; i < Count; ++i) {
-        const int64_t at = (first + i) * rank + j;
-        sums[i] = fma(Lanes<double>(shares.by_g[at]), from_g, sums[i]);
-        sums[i] = fma(Lanes<double>(shares.by_r[at]), from_r, sums[i]);
-      }
-    }
+      for (int i = 0; i < Count; ++i)
+        sums[i] = fma(Lanes<double>(by[(first + i) * rank + j]), row, sums[i]);
+    };
+    for (int64_t j = 0; j < rank; ++j) add(r, shares.by_r, j);
+    for (int64_t j = first; j < rank; ++j) add(g, shares.by_g, j);
     PYEXT_UNROLL
     for (int i = 0; i < Count; ++i) store_double(sums[i], g_x + (first + i) * width + c, lanes);
   });
