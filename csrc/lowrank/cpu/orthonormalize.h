@@ -165,8 +165,8 @@ PYEXT_INLINE void combine_rows(const S* g, const S* r, int64_t rank, int64_t wid
       for (int i = 0; i < Count; ++i)
         sums[i] = fma(Lanes<double>(by[(first + i) * rank + j]), row, sums[i]);
     };
-    for (int64_t j = 0; j < rank; ++j) add(r, shares.by_r, j);
     for (int64_t j = first; j < rank; ++j) add(g, shares.by_g, j);
+    for (int64_t j = 0; j < rank; ++j) add(r, shares.by_r, j);
     PYEXT_UNROLL
     for (int i = 0; i < Count; ++i) store_double(sums[i], g_x + (first + i) * width + c, lanes);
   });
