@@ -109,8 +109,13 @@ struct Lanes {
 
   Lanes() = default;
   PYEXT_INLINE Lanes(T x) {
-    for (int i = 0; i < kCount; ++i)
+    for (int i = 0; i < kCount; ++i) {
+#if defined(__AVX512F__)  // of double; of the loop GCC makes a masked move for every lane
+      r[i] = (Register)_mm512_set1_pd(x);
+#else
       for (int j = 0; j < kWidth; ++j) r[i][j] = x;
+#endif
+    }
   }
   static PYEXT_INLINE Lanes load(const T* p) {
     Lanes out;

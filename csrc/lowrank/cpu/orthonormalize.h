@@ -1,5 +1,5 @@
-// Orthonormal rows: Gram-Schmidt in double, each row twice, which makes them orthogonal to the last
-// bit as long as the matrix has its rank in double. One task a matrix.
+// Orthonormal rows: Gram-Schmidt with sums in double, each row twice, which makes it orthogonal to
+// those before, as they are stored, whatever the condition of the matrix. One task a matrix.
 #pragma once
 
 #include <cmath>
@@ -37,48 +37,70 @@ void products_with_rows(const X* x, const S* rows, int64_t count, int64_t width,
   for (; j < count; ++j) row_products<1>(x, rows + j * width, width, out + j);
 }
 
+// row -= sum over j of share[j] rows_j, 16 Count values from `at` on: of as many at once as hide
+// how long a sum takes.
+template <int Count, class S, class LanesOf>
+PYEXT_INLINE void subtract_rows(double* row, const S* rows, const double* share, int64_t count,
+                                int64_t width, int64_t at, LanesOf lanes) {
+  Lanes<double> left[Count];
+  PYEXT_UNROLL
+  for (int k = 0; k < Count; ++k) left[k] = load_wide(row + at + k * kLanes, lanes);
+  for (int64_t j = 0; j < count; ++j) {
+    const Lanes<double> by(-share[j]);
+    PYEXT_UNROLL
+    for (int k = 0; k < Count; ++k)
+      left[k] = fma(by, load_double(rows + j * width + at + k * kLanes, lanes), left[k]);
+  }
+  PYEXT_UNROLL
+  for (int k = 0; k < Count; ++k) store_narrow<double>(left[k], row + at + k * kLanes, lanes);
+}
+
 // Takes from a row its share of `count` orthonormal rows, and adds that share to `shares`.
-inline void project_out(double* row, const double* rows, int64_t count, int64_t width,
-                        double* shares) {
+template <class S>
+void project_out(double* row, const S* rows, int64_t count, int64_t width, double* shares) {
   double share[kMaxRank];
   products_with_rows(row, rows, count, width, share);
   for (int64_t j = 0; j < count; ++j) shares[j] += share[j];
-  for_each_lanes(width, [&](int64_t i, auto lanes) {
-    auto left = load_wide(row + i, lanes);
-    for (int64_t j = 0; j < count; ++j)
-      left = fnma(Lanes<double>(share[j]), load_wide(rows + j * width + i, lanes), left);
-    store_narrow<double>(left, row + i, lanes);
-  });
+  int64_t at = 0;
+  for (; at + kProducts * kLanes <= width; at += kProducts * kLanes)
+    subtract_rows<kProducts>(row, rows, share, count, width, at, AllLanes());
+  for (; at < width; at += kLanes)
+    subtract_rows<1>(row, rows, share, count, width, at,
+                     FirstLanes(int(width - at < kLanes ? width - at : kLanes)));
 }
 
-// False where the rows of x are dependent or not finite. `work` has place for [rank, width].
+// Stores values in double as S.
+template <class S, class Count>
+PYEXT_INLINE void store_double(Lanes<double> a, S* p, Count lanes) {
+  double x[kLanes];
+  a.store(x);
+  for (int i = 0; i < int(lanes); ++i) p[i] = S(x[i]);
+}
+
+// False where the rows of x are dependent or not finite. `row` has place for one.
 template <class S>
-bool decompose(const OrthonormalizeArgs<S>& args, const S* x, double* work, S* r, S* l) {
+bool decompose(const OrthonormalizeArgs<S>& args, const S* x, double* row, S* r, S* l) {
   const int64_t rank = args.rank, width = args.width;
-  double total;
-  row_products<1>(x, x, rank * width, &total);
-  const double least = args.least * std::sqrt(total);
+  double square;
+  row_products<1>(x, x, rank * width, &square);
+  const double least = args.least * std::sqrt(square);
   for (int64_t i = 0; i < rank; ++i) {
-    double* row = work + i * width;
     for_each_lanes(width, [&](int64_t c, auto lanes) {
       store_narrow<double>(load_double(x + i * width + c, lanes), row + c, lanes);
     });
     double shares[kMaxRank] = {};
-    project_out(row, work, i, width, shares);
-    project_out(row, work, i, width, shares);
-    double square;
+    project_out(row, r, i, width, shares);
+    project_out(row, r, i, width, shares);
     row_products<1>(row, row, width, &square);
     const double length = std::sqrt(square);
     if (!(length > least)) return false;
     const Lanes<double> inverse(1.0 / length);
     for_each_lanes(width, [&](int64_t c, auto lanes) {
-      const auto unit = inverse * load_wide(row + c, lanes);
-      store_narrow<double>(unit, row + c, lanes);
+      store_double(inverse * load_wide(row + c, lanes), r + i * width + c, lanes);
     });
     shares[i] = length;
     for (int64_t j = 0; j < rank; ++j) l[i * rank + j] = S(shares[j]);
   }
-  for (int64_t i = 0; i < rank * width; ++i) r[i] = S(work[i]);
   return true;
 }
 
@@ -86,11 +108,11 @@ template <class S>
 void orthonormalize(const OrthonormalizeArgs<S>& args, const Context& context) {
   if constexpr (sizeof(S) > 2) {
     const int64_t values = args.rank * args.width, square = args.rank * args.rank;
-    auto* work = static_cast<double*>(
-        context.scratch(context.owner, thread_count() * values * int64_t(sizeof(double))));
+    auto* rows = static_cast<double*>(
+        context.scratch(context.owner, thread_count() * args.width * int64_t(sizeof(double))));
     auto task = [&](int64_t e, int worker) {
       S *r = args.r + e * values, *l = args.l + e * square;
-      if (decompose(args, args.x + e * values, work + worker * values, r, l)) return;
+      if (decompose(args, args.x + e * values, rows + worker * args.width, r, l)) return;
       for (int64_t i = 0; i < values; ++i) r[i] = std::numeric_limits<S>::quiet_NaN();
       for (int64_t i = 0; i < square; ++i) l[i] = std::numeric_limits<S>::quiet_NaN();
     };
@@ -137,21 +159,16 @@ PYEXT_INLINE void combine_rows(const S* g, const S* r, int64_t rank, int64_t wid
     Lanes<double> sums[Count];
     PYEXT_UNROLL
     for (int i = 0; i < Count; ++i) sums[i] = Lanes<double>(0.0);
-    for (int64_t j = 0; j < rank; ++j) {
-      const auto from_g = load_double(g + j * width + c, lanes);
-      const auto from_r = load_double(r + j * width + c, lanes);
+    const auto add = [&](const S* rows, const double* by, int64_t j) {
+      const auto row = load_double(rows + j * width + c, lanes);
       PYEXT_UNROLL
-      for (int i = 0; i < Count; ++i) {
-        const int64_t at = (first + i) * rank + j;
-        sums[i] = fma(Lanes<double>(shares.by_g[at]), from_g, sums[i]);
-        sums[i] = fma(Lanes<double>(shares.by_r[at]), from_r, sums[i]);
-      }
-    }
-    for (int i = 0; i < Count; ++i) {
-      double x[kLanes];
-      sums[i].store(x);
-      for (int k = 0; k < int(lanes); ++k) g_x[(first + i) * width + c + k] = S(x[k]);
-    }
+      for (int i = 0; i < Count; ++i)
+        sums[i] = fma(Lanes<double>(by[(first + i) * rank + j]), row, sums[i]);
+    };
+    for (int64_t j = first; j < rank; ++j) add(g, shares.by_g, j);
+    for (int64_t j = 0; j < rank; ++j) add(r, shares.by_r, j);
+    PYEXT_UNROLL
+    for (int i = 0; i < Count; ++i) store_double(sums[i], g_x + (first + i) * width + c, lanes);
   });
 }
 
