@@ -2,7 +2,7 @@
 
 What peft does with ``adapter_names`` stays: its checks, "__base__", beam search, layers that are
 not LoRA. What it does in each LoRA layer, a loop over the adapters of the batch with the gathering,
-adding and scattering of their samples, becomes `lora_shrink` and `lora_expand`, once each.
+adding and scattering of their samples, becomes `lora_shrink` and `lora_expand`, once a rank.
 """
 
 from __future__ import annotations
