@@ -38,9 +38,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("base, targets", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
-def test_outputs_are_those_of_peft(base, targets):
-    model = models.adapted(base(), targets)
+def test_outputs_are_those_of_peft(base, targets, trained):
+    model = models.adapted(base(), targets).requires_grad_(trained)
     got = check(model)
     with model.disable_adapter(), torch.no_grad():
         base = model(input_ids=models.tokens(len(BATCH))).logits
@@ -106,7 +107,7 @@ def test_biases_and_scalings():
     for module in base.modules():  # peft warns of a bias where the layer has none
         if isinstance(module, torch.nn.Linear):
             module.bias = torch.nn.Parameter(torch.zeros(module.out_features))
-    check(models.adapted(base, ["q_proj", "up_proj"], settings))
+    check(models.adapted(base, ["q_proj", "up_proj"], settings).requires_grad_(False))
 
 
 @pytest.mark.parametrize("adapters", [torch.float32, torch.bfloat16])
@@ -148,7 +149,7 @@ def test_autocast():
 
 
 def test_adapters_come_and_go():
-    model = models.adapted(models.llama(), LINEAR)
+    model = models.adapted(models.llama(), LINEAR).requires_grad_(False)
     enable(model)
     logits(model, BATCH)
     model.add_adapter("fourth", peft.LoraConfig(r=8, target_modules=["q_proj", "lm_head"]))
@@ -171,8 +172,9 @@ def check_against_peft(model, names):
     torch.testing.assert_close(logits(model, names), logits(plain, names), **CLOSE)
 
 
-def test_weights_that_change():
-    model = models.adapted(models.llama(), LINEAR)
+@pytest.mark.parametrize("trained", [False, True])
+def test_weights_that_change(trained):
+    model = models.adapted(models.llama(), LINEAR).requires_grad_(trained)
     enable(model)
     before = logits(model, BATCH)
     models.randomize(model, seed=7)  # in place
@@ -189,15 +191,19 @@ def test_weights_that_change():
     check_against_peft(model, BATCH)
 
 
-def test_parameters_become_views_and_are_given_back():
-    model = models.adapted(models.llama(), ["q_proj"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_parameters_become_views_and_are_given_back(trained):
+    model = models.adapted(models.llama(), ["q_proj"]).requires_grad_(trained)
     before = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
     enable(model)
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
-    first, second, third = (
-        layer.lora_A[name].weight.untyped_storage().data_ptr() for name in models.RANKS
-    )
+
+    def storages(factors):
+        return [factors[n].weight.untyped_storage().data_ptr() for n in models.RANKS]
+
+    first, second, third = storages(layer.lora_A)
     assert first == third != second  # ranks 4 and 3, and 2
+    assert len(set(storages(layer.lora_B))) == (3 if trained else 2)
     disable(model)
     disable(model)
     for name, parameter in model.named_parameters():
@@ -208,7 +214,7 @@ def test_parameters_become_views_and_are_given_back():
 
 
 def test_a_model_saved_whole(tmp_path):
-    model = models.adapted(models.llama(), ["q_proj"])
+    model = models.adapted(models.llama(), ["q_proj"]).requires_grad_(False)
     enable(model)
     want = logits(model, BATCH)
     torch.save(model, tmp_path / "model.pt")
@@ -217,7 +223,7 @@ def test_a_model_saved_whole(tmp_path):
 
 
 def test_saved_adapters_do_not_take_the_others_with_them(tmp_path):
-    model = models.adapted(models.llama(), LINEAR)
+    model = models.adapted(models.llama(), LINEAR).requires_grad_(False)
     want = logits(model, BATCH)
     enable(model)
     state = peft.get_peft_model_state_dict(model, adapter_name="second")

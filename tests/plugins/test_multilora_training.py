@@ -143,6 +143,34 @@ def test_a_step_of_all_is_a_step_of_each():
                 torch.testing.assert_close(trained[key], parameter, rtol=1e-3, atol=1e-4)
 
 
+def test_a_fused_optimizer_finds_its_parameters_as_they_were():
+    """It takes the layout of its state to be that of the parameter, whatever happens between."""
+
+    def trained(between):
+        model = models.adapted(models.llama(), models.LINEAR).double().train()
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], lr=1e-2, fused=True
+        )
+        for i, name in enumerate(["first", "second", "first", "second"]):
+            model.set_adapter(name)
+            losses(model, models.tokens(2, seed=i)).sum().backward()
+            between(model)
+            optimizer.step()
+            optimizer.zero_grad()
+            between(model)
+        return {name: p.detach() for name, p in model.named_parameters() if "lora_" in name}
+
+    def look(model):
+        enable(model)
+        with torch.no_grad():
+            model.eval()(input_ids=models.tokens(len(BATCH)), adapter_names=BATCH)
+        model.train()
+
+    want, got = trained(lambda model: None), trained(look)
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-6, atol=1e-9)
+
+
 def test_an_update_between_forward_and_backward_is_an_error():
     model = models.adapted(models.llama(), ["q_proj"]).train()
     enable(model)

@@ -106,7 +106,8 @@ def _of_rows(values: Tensor, segments: Segments) -> Tensor:
 
 def _looked_up(layer: Any, x: Tensor, samples: Sequence[str], stack: Stack) -> Tensor:
     """[N, r]: in place of a down-projection, columns of the adapters' own small tables."""
-    z = stack.B.new_zeros(*x.shape, stack.rank, dtype=wide(stack.B))
+    first = next(iter(layer.lora_embedding_B.values()))
+    z = first.new_zeros(*x.shape, stack.rank, dtype=wide(first))
     for name in dict.fromkeys(samples):
         if name in stack.names:
             table = layer.lora_embedding_A[name].T

@@ -2,7 +2,7 @@
 
 What peft does with ``adapter_names`` stays: its checks, "__base__", beam search, layers that are
 not LoRA. What it does in each LoRA layer, a loop over the adapters of the batch with the gathering,
-adding and scattering of their samples, becomes `lora_shrink` and `lora_expand`, once each.
+adding and scattering of their samples, becomes `lora_shrink` and `lora_expand`, once a rank.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def enable(model: PeftModel) -> dict[str, str]:
 
     The parameters of the adapters become views of stacks, one for each rank of a layer, so that
     they take no more memory than before (but for ranks that are no powers of two, and are filled
-    up to the next).
+    up to the next). Up-projections do so while they are frozen, as those of adapters loaded for
+    inference are; of others the used ones are copied in every call.
 
     Args:
         model: with LoRA adapters.

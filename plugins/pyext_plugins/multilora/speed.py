@@ -94,6 +94,8 @@ class Pair:
             PEFT: model.eval(),
             OPS: copy.deepcopy(model, shared).eval(),
         }
+        for one in self.models.values():
+            one.requires_grad_(False)  # as adapters are that are loaded for inference
         enable(self.models[OPS])
         generator = torch.Generator().manual_seed(1)
         order = torch.randint(size.adapters, (size.sequences,), generator=generator)

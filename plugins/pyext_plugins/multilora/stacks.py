@@ -3,6 +3,9 @@
 The ops read factors as stacks [E, r, D]. A copy of them would double the adapters' memory and go
 stale with every optimizer step, so the parameters move into the stack instead: `Parameter` objects
 stay what they are, and an update in place is an update of the stack.
+
+An up-projection [Do, r] then lies transposed. It does so only while it is frozen: the state of an
+optimizer has the layout of its parameter, and a fused one counts on that without a look.
 """
 
 from __future__ import annotations
@@ -33,6 +36,12 @@ class Adapter:
     @property
     def parameters(self) -> list[nn.Parameter]:
         return [p for p in (self.a, self.b, self.bias) if p is not None]
+
+    @property
+    def trained(self) -> bool:
+        """Whether an optimizer may act on the up-projection: on what is needed, or has a grad."""
+        onto = (self.b, self.bias)
+        return any(p is not None and (p.requires_grad or p.grad is not None) for p in onto)
 
     @property
     def most(self) -> int:
@@ -100,7 +109,8 @@ class Stack:
     one column more.
 
     Args:
-        adapters: whose parameters become views of the stacks.
+        adapters: whose parameters become views of the stacks; but for those of B if they are
+            trained, which are copied in every call.
         rank: up to which the lesser ones are filled with zeros.
     """
 
@@ -108,10 +118,6 @@ class Stack:
         first = next(iter(adapters.values()))
         self.names = tuple(adapters)
         self.rank, self.biased = rank, first.bias is not None
-        self.A = None
-        if first.a is not None:
-            self.A = first.a.data.new_zeros(len(adapters), rank, first.a.shape[1])
-        self.B = first.b.data.new_zeros(len(adapters), rank + self.biased, len(first.b))
         self._scale: tuple[Any, Tensor] | None = None
         self._into, self._onto = [], []
         for e, adapter in enumerate(adapters.values()):
@@ -121,12 +127,23 @@ class Stack:
             self._onto.append(Place(adapter.b, e, own, turned=True))
             if adapter.bias is not None:
                 self._onto.append(Place(adapter.bias, e, -1))
-        for stack, places in ((self.A, self._into), (self.B, self._onto)):
-            for place in places:
-                assert stack is not None
-                view = place.within(stack)
-                view.copy_(place.parameter.data)
-                place.parameter.data = view
+        self._A = self._B = None
+        if first.a is not None:
+            self._A = first.a.data.new_zeros(len(adapters), rank, first.a.shape[1])
+            _move(self._A, self._into)
+        if first.trained:
+            for place in self._onto:
+                _move_out(place.parameter)
+        else:
+            self._B = self._empty()
+            _move(self._B, self._onto)
+        turned = [place.parameter for place in self._onto if self._B is not None]
+        self._hooks = [_before_a_step(parameter) for parameter in turned]
+
+    def _empty(self) -> Tensor:
+        """For B."""
+        b = self._onto[0].parameter
+        return b.data.new_zeros(len(self.names), self.rank + self.biased, len(b))
 
     def scale(self, values: Sequence[float], like: Tensor) -> Tensor:
         """[E]: the values as a tensor for the ops, kept for as long as they do not change."""
@@ -143,8 +160,48 @@ class Stack:
         optimizer with momentum or decay would act upon.
         """
         numbers = {e for e, name in enumerate(self.names) if name in used}
-        A = None if self.A is None else _attach(self.A, self._into, numbers)
-        return A, _attach(self.B, self._onto, numbers)
+        into, onto = (
+            [place for place in places if place.adapter in numbers]
+            for places in (self._into, self._onto)
+        )
+        B = self._B
+        if B is None:
+            B = self._empty()
+            for place in onto:
+                place.within(B).copy_(place.parameter.data)
+        return None if self._A is None else _attach(self._A, into), _attach(B, onto)
+
+    def let_go(self) -> None:
+        """Others take over."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _move(stack: Tensor, places: Sequence[Place]) -> None:
+    """Make parameters views of a stack."""
+    for place in places:
+        view = place.within(stack)
+        view.copy_(place.parameter.data)
+        place.parameter.data = view
+
+
+def _move_out(parameter: nn.Parameter) -> None:
+    """Give a parameter memory of its own, in the usual layout."""
+    parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+
+def _before_a_step(parameter: nn.Parameter) -> Any:
+    """Have a parameter move out when it gets a gradient after all, not being frozen any more."""
+    needed, parameter.requires_grad = parameter.requires_grad, True
+    hook = parameter.register_post_accumulate_grad_hook(_leave)
+    parameter.requires_grad = needed
+    return hook
+
+
+def _leave(parameter: Tensor) -> None:
+    parameter.data = parameter.data.contiguous()
+    if parameter.grad is not None:
+        parameter.grad = parameter.grad.contiguous()
 
 
 class Stacks:
@@ -155,12 +212,13 @@ class Stacks:
     """
 
     def __init__(self, layer: Any) -> None:
-        groups: dict[tuple[int, bool], dict[str, Adapter]] = {}
+        groups: dict[tuple[int, bool, bool], dict[str, Adapter]] = {}
         for name, adapter in adapters_of(layer).items():
             rank = min(1 << (adapter.rank - 1).bit_length(), adapter.most)
-            groups.setdefault((rank, adapter.bias is not None), {})[name] = adapter
-        self.parts = [Stack(group, rank) for (rank, _), group in groups.items()]
-        self.dtype = self.parts[0].B.dtype
+            key = (rank, adapter.bias is not None, adapter.trained)
+            groups.setdefault(key, {})[name] = adapter
+        self.parts = [Stack(group, rank) for (rank, *_), group in groups.items()]
+        self.dtype = next(iter(adapters_of(layer).values())).b.dtype
         self._dropouts = {
             name: module
             for name, module in layer.lora_dropout.items()
@@ -186,15 +244,17 @@ class Stacks:
         if self.hold(layer):
             for adapter in adapters_of(layer).values():
                 for parameter in adapter.parameters:
-                    parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+                    _move_out(parameter)
 
     def let_go(self) -> None:
         """Others take over, or the layer is gone."""
         self._hook.remove()
+        for stack in self.parts:
+            stack.let_go()
 
 
-def _state(layer: LoraLayer) -> tuple[list[str], list[int], list[int]]:
-    """Adapters of a layer, which parameters they have, and where these are.
+def _state(layer: LoraLayer) -> tuple[list[Any], ...]:
+    """Adapters of a layer, which parameters they have, where these are, and which are trained.
 
     A parameter at the address of a view is that view. Looked at in every call of the model, and so
     without the ways of `nn.Module` to a parameter, which take most of the time.
@@ -205,21 +265,24 @@ def _state(layer: LoraLayer) -> tuple[list[str], list[int], list[int]]:
         names = list(layer.lora_A)
         modules = (*layer.lora_A.values(), *layer.lora_B.values())
         parameters = [p for module in modules for p in module._parameters.values() if p is not None]
-    return names, [id(p) for p in parameters], [p.data_ptr() for p in parameters]
+    return (
+        names,
+        [id(p) for p in parameters],
+        [p.data_ptr() for p in parameters],
+        [p.requires_grad or p.grad is not None for p in parameters],
+    )
 
 
-def _attach(stack: Tensor, places: Sequence[Place], used: Container[int]) -> Tensor:
-    if not torch.is_grad_enabled():
-        return stack
-    own = [p for p in places if p.adapter in used and p.parameter.requires_grad]
-    if not own:
+def _attach(stack: Tensor, places: Sequence[Place]) -> Tensor:
+    own = [place for place in places if place.parameter.requires_grad]
+    if not own or not torch.is_grad_enabled():
         return stack
     attached: Tensor = _Attached.apply(stack, own, *(place.parameter for place in own))
     return attached
 
 
 class _Attached(torch.autograd.Function):
-    """A stack as a function of the parameters that are its views; nothing is copied."""
+    """A stack as a function of the parameters that it holds; nothing is copied."""
 
     @staticmethod
     def forward(ctx: Any, stack: Tensor, places: list[Place], *parameters: Tensor) -> Tensor:
