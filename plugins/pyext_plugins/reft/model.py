@@ -1,0 +1,67 @@
+"""Editors after the blocks of a model: ``Editor(model, ReftConfig())``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from pyext_plugins.blocks import find_layers, is_causal
+from pyext_plugins.reft.config import ReftConfig, pick_layers
+from pyext_plugins.reft.editing import Editing, Site, answers, base_of, real_tokens
+from pyext_plugins.reft.positions import ends, prompt
+from pyext_plugins.reft.stack import Stack
+
+STACK = "blocks"
+
+
+class Editor(Editing):
+    """Editors after blocks of a decoder or an encoder, at the first and last tokens of a sample.
+
+    Which tokens count: those the attention mask marks, or all without one. In a causal model that
+    is given labels [B, S], those before the first that has a label: the prompt. See `ReftConfig`
+    for how many are edited.
+
+    Args:
+        model: a transformers model, or a peft model of one. It stays what it was and gets the
+            editors among its modules, on the device of its blocks.
+        config: what editors compute and where they stand.
+        freeze: False leaves the model's parameters as they are: to train a head or a LoRA as well.
+
+    Raises:
+        ValueError: the config does not fit the model, or there are editors in it already.
+        NotImplementedError: the model is an encoder with a decoder.
+    """
+
+    def __init__(self, model: nn.Module, config: ReftConfig, freeze: bool = True) -> None:
+        base = base_of(model)
+        settings = cast(Any, base).config
+        if getattr(settings, "is_encoder_decoder", False):
+            raise NotImplementedError(
+                f"model: {type(base).__name__} is an encoder with a decoder; take one of the two"
+            )
+        layers = find_layers(base, config.blocks)
+        chosen = pick_layers("layers", config.layers, len(layers))
+        count = len(chosen) * config.editors_per_block
+        if not count or not config.prefix + config.suffix:
+            raise ValueError("prefix, suffix, layers: nothing is edited")
+        width = settings.get_text_config().hidden_size
+        device = next(layers.parameters()).device
+        path = next(name for name, module in base.named_modules() if module is layers)
+        sites = [
+            Site(f"{path}.{layer}", STACK, place, "tokens") for place, layer in enumerate(chosen)
+        ]
+        stack = Stack(count, config.rank, width, config, device)
+        super().__init__(model, {STACK: stack}, sites, freeze)
+        self.config = config
+        self.causal = is_causal(layers)
+
+    @property
+    def prefix(self) -> int:
+        return self.config.prefix
+
+    def positions(self, inputs: Mapping[str, Any], hidden: Tensor) -> Tensor:
+        real = real_tokens(inputs, hidden)
+        counting = prompt(real, answers(inputs, hidden) if self.causal else None)
+        return ends(counting, self.config.prefix, self.config.suffix)
