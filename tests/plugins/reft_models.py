@@ -1,11 +1,8 @@
 """Tiny models for editors, started at random; nothing is fetched."""
 
-import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
-
-from tests.plugins.side_models import HIDDEN, SMALL, VOCABULARY
+from tests.plugins.side_models import HIDDEN, SMALL, VOCABULARY, transformers
 
 PATCHES, IMAGE, PAD = 4, 49, 0
 

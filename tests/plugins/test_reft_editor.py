@@ -7,8 +7,8 @@ import torch
 from pyext_plugins.reft.config import KINDS, ReftConfig
 from pyext_plugins.reft.model import Editor
 
-from tests.plugins.reft_models import HIDDEN, LAYERS, llama, perturb, tokens, transformers
-from tests.plugins.side_models import bert, vit
+from tests.plugins.reft_models import llama, perturb, tokens
+from tests.plugins.side_models import HIDDEN, LAYERS, bert, transformers, vit
 
 SMALL = {"rank": 2, "prefix": 2, "suffix": 2}
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,6 @@ from pyext_plugins.reft.stack import Factors, Stack, bases
 
 CACHES = ("cache", "past_key_values")  # what transformers calls the KV cache, now and before
 NAME = "reft"  # of the editors among the modules of the model
-
-Self_ = TypeVar("Self_", bound="Editing")
 
 
 class Site(NamedTuple):
@@ -54,6 +52,8 @@ class Editing(nn.Module):
     Raises:
         ValueError: there are editors in the model already.
     """
+
+    METHOD: ClassVar[str]  # in files
 
     def __init__(
         self,
@@ -130,18 +130,19 @@ class Editing(nn.Module):
 
     def reset(self) -> None:
         """Start anew, from torch's generator."""
-        for stack in self._stacks().values():
+        for stack in self.named_stacks().values():
             stack.reset()
 
     def factors(self) -> dict[str, Factors]:
         """A, B and a of every stack, orthonormalised in one call for all that are of one shape."""
-        stacks = self._stacks()
+        stacks = self.named_stacks()
         return {
             name: stack.factors(R)
             for (name, stack), R in zip(stacks.items(), bases(stacks.values()), strict=True)
         }
 
-    def _stacks(self) -> dict[str, Stack]:
+    def named_stacks(self) -> dict[str, Stack]:
+        """What `stacks` holds."""
         return {name: cast(Stack, stack) for name, stack in self.stacks.items()}
 
     def _before_model(
@@ -164,7 +165,7 @@ class Editing(nn.Module):
         rows = self._all_rows(hidden) if site.where == "all" else self._token_rows(site, hidden)
         if rows is None:
             return None
-        stack = self._stacks()[site.stack]
+        stack = self.named_stacks()[site.stack]
         inplace = may_write(hidden, args)
         factors = self._factors_of(site)
         group = self._group(rows) if len(factors.A) > 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -10,10 +11,16 @@ from torch import Tensor, nn
 from pyext_plugins.blocks import find_layers, is_causal
 from pyext_plugins.reft.config import ReftConfig, pick_layers
 from pyext_plugins.reft.editing import Editing, Site, answers, base_of, real_tokens
+from pyext_plugins.reft.files import restore, save_editor
 from pyext_plugins.reft.positions import ends, prompt
 from pyext_plugins.reft.stack import Stack
 
 STACK = "blocks"
+RULE = (
+    "of the n tokens of a sample that count, the first min(prefix, floor(n / 2)) and the last "
+    "min(suffix, ceil(n / 2)); those count that the attention mask marks, and in training of a "
+    "causal model those before the first that has a label"
+)
 
 
 class Editor(Editing):
@@ -33,6 +40,8 @@ class Editor(Editing):
         ValueError: the config does not fit the model, or there are editors in it already.
         NotImplementedError: the model is an encoder with a decoder.
     """
+
+    METHOD = "REFT"
 
     def __init__(self, model: nn.Module, config: ReftConfig, freeze: bool = True) -> None:
         base = base_of(model)
@@ -65,3 +74,23 @@ class Editor(Editing):
         real = real_tokens(inputs, hidden)
         counting = prompt(real, answers(inputs, hidden) if self.causal else None)
         return ends(counting, self.config.prefix, self.config.suffix)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write adapter_model.safetensors and adapter_config.json: see `files`."""
+        save_editor(self, folder, self.config, RULE)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: nn.Module, folder: str | Path, trainable: bool = False, freeze: bool = True
+    ) -> Editor:
+        """Put saved editors into a model.
+
+        Args:
+            trainable: False gives the saved outputs to the bit and trains nothing.
+            freeze: as of the class.
+
+        Raises:
+            UserError: the folder holds no editors, or they do not fit the model; it is then as it
+                was, but frozen.
+        """
+        return restore(cls, ReftConfig, cls.METHOD, model, folder, trainable, freeze)

@@ -119,8 +119,8 @@ class Stack(nn.Module):
             *own,
             rows=rows,
             group=group,
-            act=self.config.act,  # type: ignore[arg-type]
-            form=self.config.op_form,  # type: ignore[arg-type]
+            act=self.config.act,
+            form=self.config.op_form,
             inplace=inplace,
         )
 
@@ -136,8 +136,8 @@ class Stack(nn.Module):
             *factors,
             rows=torch.arange(len(rows), device=rows.device),
             group=group,
-            act=self.config.act,  # type: ignore[arg-type]
-            form=self.config.op_form,  # type: ignore[arg-type]
+            act=self.config.act,
+            form=self.config.op_form,
         )
         added = F.dropout(edited - kept, self.config.dropout) * exists
         return flat.index_add(0, at, added.to(hidden.dtype)).view(hidden.shape)
@@ -151,14 +151,14 @@ def bases(stacks: Iterable[Stack]) -> list[Tensor]:
         ValueError: it is not finite, or its rows are dependent.
     """
     stacks = list(stacks)
-    found = [stack.X for stack in stacks]
+    found: list[Tensor] = [stack.X for stack in stacks]
     alike: dict[tuple[object, ...], list[int]] = {}
     for place, stack in enumerate(stacks):
         if stack.kind.orthonormal and not stack.fixed:
             X = stack.X
             alike.setdefault((*X.shape[1:], X.dtype, X.device), []).append(place)
     for places in alike.values():
-        own = [stacks[place].X for place in places]
+        own: list[Tensor] = [stacks[place].X for place in places]
         R = ops.orthonormalize(own[0] if len(own) == 1 else torch.cat(own)).R
         parts = R.split([len(X) for X in own])
         for place, part in zip(places, parts, strict=True):
