@@ -70,6 +70,7 @@ class Editing(nn.Module):
         self.enabled = True
         self._model = (model,)  # not a module of this one: it is the other way round
         self._inputs: dict[str, Any] | None = None  # of the call that runs
+        self._goes_on = False  # from tokens in a cache
         self._rows: Tensor | None = None
         self._factors: dict[str, list[Factors]] | None = None
         self._kept: tuple[tuple[object, ...], dict[str, list[Factors]]] | None = None
@@ -150,6 +151,8 @@ class Editing(nn.Module):
     ) -> None:
         names = [name for name in inspect.signature(module.forward).parameters if name != "kwargs"]
         self._inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+        # Asked now: the first block fills the cache.
+        self._goes_on = cache_is_filled(self._inputs)
         self._rows = self._factors = None
 
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -188,10 +191,10 @@ class Editing(nn.Module):
                 f"{site.path}: which tokens to edit is known within a call of the whole model; "
                 f"call {type(self.model).__name__}, not a part of it, or use .disabled()"
             )
-        if cache_is_filled(self._inputs):
+        if self._goes_on:
             if self.training and torch.is_grad_enabled():
                 raise ValueError(
-                    "past_key_values: expected an empty cache in training: tokens are edited in "
+                    "cache: expected an empty cache in training: tokens are edited in "
                     "the prefill only"
                 )
             return None
