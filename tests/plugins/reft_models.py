@@ -26,7 +26,11 @@ def llava(seed=0, layer=-2):
         **{**SMALL, "hidden_size": 2 * HIDDEN},
     )
     config = transformers.LlavaConfig(
-        vision, text, image_token_index=IMAGE, image_seq_length=PATCHES, vision_feature_layer=layer
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE,
+        image_seq_length=PATCHES,
+        vision_feature_layer=layer,
     )
     return transformers.LlavaForConditionalGeneration(config).eval()
 

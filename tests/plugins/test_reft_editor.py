@@ -120,7 +120,9 @@ def test_answers_are_not_edited_in_training():
     edited = (before != after).any(-1)[0].nonzero().flatten().tolist()
     assert edited == [0, 1, 3, 4]
     with pytest.raises(ValueError, match="labels: all tokens are answers"):
-        model(**inputs, labels=inputs["input_ids"])
+        padded = tokens([4, 9])
+        ids, real = padded["input_ids"], padded["attention_mask"]
+        model(**padded, labels=ids.masked_fill(real == 0, -100))
 
 
 def test_encoders_are_edited_at_both_ends_of_all_their_tokens():

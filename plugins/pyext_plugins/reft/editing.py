@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from pyext_plugins.reft.positions import IGNORED
 from pyext_plugins.reft.stack import Factors, Stack, bases
 
 CACHES = ("cache", "past_key_values")  # what transformers calls the KV cache, now and before
@@ -284,7 +283,7 @@ def answers(inputs: Mapping[str, Any], hidden: Tensor) -> Tensor | None:
     """Labels [B, S] of a causal model's call, if any.
 
     Raises:
-        ValueError: they are of another shape, or leave no token that is no answer.
+        ValueError: they are of another shape.
     """
     labels = inputs.get("labels")
     if not isinstance(labels, Tensor) or labels.dim() != 2:
@@ -293,9 +292,5 @@ def answers(inputs: Mapping[str, Any], hidden: Tensor) -> Tensor | None:
         raise ValueError(
             f"labels: expected [B, S] of the hidden states, {list(hidden.shape[:2])}, got "
             f"{list(labels.shape)}"
-        )
-    if bool((labels != IGNORED).all()):
-        raise ValueError(
-            "labels: all tokens are answers, so there is none to edit; expected -100 on the prompt"
         )
     return labels.to(hidden.device)

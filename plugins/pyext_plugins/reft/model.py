@@ -71,8 +71,13 @@ class Editor(Editing):
         return self.config.prefix
 
     def positions(self, inputs: Mapping[str, Any], hidden: Tensor) -> Tensor:
-        real = real_tokens(inputs, hidden)
-        counting = prompt(real, answers(inputs, hidden) if self.causal else None)
+        labels = answers(inputs, hidden) if self.causal else None
+        counting = prompt(real_tokens(inputs, hidden), labels)
+        if labels is not None and not bool(counting.any()):
+            raise ValueError(
+                "labels: all tokens are answers, so there is none to edit; expected -100 on the "
+                "prompt"
+            )
         return ends(counting, self.config.prefix, self.config.suffix)
 
     def save_pretrained(self, folder: str | Path) -> None:
