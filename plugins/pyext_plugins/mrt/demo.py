@@ -1,7 +1,7 @@
 """The demo: a small LLaVA of digits is tuned to a shifted instruction in nine ways.
 
-Shown: that editing what the model sees beats editing its question tokens alone, at the same count of
-trained values, where the shift is one of vision. Not shown, nor claimed: that MRT is above LoRA.
+Shown: that editing what the model sees beats editing its question tokens alone, at the same count
+of trained values, where the shift is one of vision. Not shown, nor claimed: that MRT is above LoRA.
 """
 
 from __future__ import annotations
