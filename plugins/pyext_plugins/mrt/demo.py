@@ -7,7 +7,7 @@ of trained values, where the shift is one of vision. Not shown, nor claimed: tha
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -31,9 +31,11 @@ from pyext_plugins.mrt.arms import (
 )
 from pyext_plugins.mrt.digits import Digits, Task
 from pyext_plugins.mrt.model import MrtEditor
+from pyext_plugins.mrt.steered import Steered, counterfactual
 
 SEEDS = 3
 POINTS = 15  # by which MRT must be above text-only ReFT
+STEERED, AT_RANDOM = 25, 10  # % of the answers
 LOOKED_AT = 64  # pictures on which bits are compared
 MIND = [
     "MRT is not claimed to be above LoRA: at a like count of trained values their order here "
@@ -52,6 +54,7 @@ class Study:
     accuracies: dict[str, list[float]] = field(default_factory=dict)
     trained: dict[str, int] = field(default_factory=dict)
     base: list[float] = field(default_factory=list)
+    steered: list[Steered] = field(default_factory=list)
     moved_at_start: int = 0
     off_identity: float = 0.0
     gradients: int = 0
@@ -76,6 +79,7 @@ def demo(output: Path) -> Report:
             base, _, reached = digits.make_base(data, seed)
             study.base.append(reached)
             study.add(arm, digits.accuracy(base, data.test), 0)
+            study.steered.append(counterfactual(base, data))
             continue
         assert base is not None
         _run(study, arm, base, data, seed)
@@ -92,6 +96,9 @@ def demo(output: Path) -> Report:
             "mind": MIND,
             "accuracies by seed (%)": study.accuracies,
             "accuracy of the base on held-out digits by seed (%)": study.base,
+            "answered with another digit, untouched, steered, steered at random (%)": [
+                [round(share, 1) for share in astuple(found)] for found in study.steered
+            ],
             "step sizes": {name: arm.step_size for name, arm in ARMS.items()},
             "environment": environment.describe(),
         },
@@ -171,6 +178,18 @@ def _claims(study: Study) -> list[Claim]:
         ),
         Claim(
             "the base on held-out digits, least accuracy (%)", min(study.base), ">=", digits.ENOUGH
+        ),
+        Claim(
+            "a token steered to another digit: answered with it, least of all seeds (%)",
+            min(found.steered for found in study.steered),
+            ">=",
+            STEERED,
+        ),
+        Claim(
+            "the same in a random subspace of the same rank, most of all seeds (%)",
+            max(found.random for found in study.steered),
+            "<=",
+            AT_RANDOM,
         ),
         Claim("logits that editors change before the first step", study.moved_at_start, "<=", 0),
         Claim("R R^T off the identity after training, at most", study.off_identity, "<=", 1e-5),
