@@ -111,9 +111,11 @@ def _run(study: Study, arm: str, base: nn.Module, data: Digits, seed: int) -> No
     editor = cast(MrtEditor | None, getattr(model, "reft", None))
     if editor is not None:
         some = data.test.take(slice(0, LOOKED_AT))
+        # Of the frozen model: torch multiplies otherwise where weights want a gradient.
         with torch.no_grad():
-            differ = digits.logits(base, some) != digits.logits(model, some)
-        study.moved_at_start += int(differ.sum())
+            started = digits.logits(model, some)
+            with editor.disabled():
+                study.moved_at_start += int((digits.logits(model, some) != started).sum())
     digits.fit(model, data.shifted, seed, ARMS[arm].step_size)
     study.add(arm, digits.accuracy(model, data.test), sum(own.numel() for own in trained))
     if editor is None:
