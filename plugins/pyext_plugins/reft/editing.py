@@ -70,7 +70,7 @@ class Editing(nn.Module):
         self._model = (model,)  # not a module of this one: it is the other way round
         self._inputs: dict[str, Any] | None = None  # of the call that runs
         self._goes_on = False  # from tokens in a cache
-        self._rows: Tensor | None = None
+        self._located: tuple[Tensor, Tensor] | None = None
         self._factors: dict[str, list[Factors]] | None = None
         self._kept: tuple[tuple[object, ...], dict[str, list[Factors]]] | None = None
         if freeze:
@@ -152,10 +152,10 @@ class Editing(nn.Module):
         self._inputs = {**dict(zip(names, args, strict=False)), **kwargs}
         # Asked now: the first block fills the cache.
         self._goes_on = cache_is_filled(self._inputs)
-        self._rows = self._factors = None
+        self._located = self._factors = None
 
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._inputs = self._rows = self._factors = None
+        self._inputs = self._located = self._factors = None
 
     def _after_module(
         self, site: Site, module: nn.Module, args: tuple[Any, ...], output: Any
@@ -164,27 +164,30 @@ class Editing(nn.Module):
             return None
         # Depending on the model: the hidden state, or a tuple that begins with it.
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
-        rows = self._all_rows(hidden) if site.where == "all" else self._token_rows(site, hidden)
-        if rows is None:
+        located = self._everywhere(hidden) if site.where == "all" else self._at_tokens(site, hidden)
+        if located is None:
             return None
-        stack = self.named_stacks()[site.stack]
-        inplace = may_write(hidden, args)
         factors = self._factors_of(site)
-        group = self._group(rows) if len(factors.A) > 1 else None
-        edited = stack.edit(hidden.contiguous(), factors, rows.flatten(), group, inplace)
+        rows, group = located
+        edited = self.named_stacks()[site.stack].edit(
+            hidden.contiguous(),
+            factors,
+            rows,
+            group if len(factors.A) > 1 else None,
+            inplace=may_write(hidden, args),
+        )
         if edited is hidden:
             return None
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
-    def _all_rows(self, hidden: Tensor) -> Tensor:
-        return torch.arange(hidden.shape[:-1].numel(), device=hidden.device)
+    def _everywhere(self, hidden: Tensor) -> tuple[Tensor, None]:
+        return torch.arange(hidden.shape[:-1].numel(), device=hidden.device), None
 
-    def _group(self, rows: Tensor) -> Tensor:
-        ends = (torch.arange(rows.shape[1], device=rows.device) >= self.prefix).long()
-        return ends.expand(rows.shape).flatten()
+    def _at_tokens(self, site: Site, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Rows, and which of a site's two editors each has; None while a cache is filled.
 
-    def _token_rows(self, site: Site, hidden: Tensor) -> Tensor | None:
-        """Found once a call, by the first block that needs them; None while a cache is filled."""
+        Found once a call, by the first block that needs them.
+        """
         if self._inputs is None:
             raise RuntimeError(
                 f"{site.path}: which tokens to edit is known within a call of the whole model; "
@@ -197,10 +200,11 @@ class Editing(nn.Module):
                     "the prefill only"
                 )
             return None
-        if self._rows is None:
-            rows = self.positions(self._inputs, hidden)
-            self._rows = rows.to(hidden.device)
-        return self._rows
+        if self._located is None:
+            rows = self.positions(self._inputs, hidden).to(hidden.device)
+            ends = (torch.arange(rows.shape[1], device=rows.device) >= self.prefix).long()
+            self._located = rows.flatten(), ends.expand(rows.shape).flatten()
+        return self._located
 
     def _factors_of(self, site: Site) -> Factors:
         if self._inputs is None:
