@@ -342,9 +342,9 @@ def test_what_cannot_be_edited_is_refused():
             transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)), ReftConfig()
         )
     model, inputs = llama(), tokens([4, 6])
-    Editor(model, ReftConfig(**SMALL))
-    with pytest.raises(ValueError, match=r"attention_mask: expected \[B, S\].*got \[2, 1, 6, 6\]"):
-        model(inputs["input_ids"], attention_mask=torch.ones(2, 1, 6, 6, dtype=torch.bool))
+    editor = Editor(model, ReftConfig(**SMALL))
+    with pytest.raises(ValueError, match=r"attention_mask: expected \[B, S\].*got \[2, 6, 6\]"):
+        editor.positions({"attention_mask": torch.ones(2, 6, 6)}, torch.ones(2, 6, HIDDEN))
     with pytest.raises(ValueError, match=r"labels: expected \[B, S\].*got \[2, 5\]"):
         model(**inputs, labels=torch.full((2, 5), -100))
     model.to(torch.bfloat16)

@@ -41,7 +41,9 @@ def test_generating_with_a_cache_edits_the_prompt_alone(untied):
         assert torch.equal(found, greedy_by_hand(model, inputs, 6))
         with editor.disabled():
             assert not torch.equal(model.generate(**inputs, **GREEDY), found)
+        static = model.generate(**inputs, **GREEDY, cache_implementation="static")
         beams = model.generate(**inputs, **GREEDY, num_beams=2)
+    assert torch.equal(static, found)
     assert beams.shape == found.shape
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from pyext_plugins.reft.stack import Factors, Stack, bases
 
@@ -119,6 +120,11 @@ class Editing(nn.Module):
             yield
         finally:
             self.enabled = before
+
+    def train(self, mode: bool = True) -> Self:
+        """Also forgets what was kept: between two modes a parameter may have moved unseen."""
+        self._kept = None
+        return super().train(mode)
 
     def remove(self) -> nn.Module:
         """Take the editors out of the model, and return it; its parameters stay frozen."""
@@ -271,14 +277,17 @@ def real_tokens(inputs: Mapping[str, Any], hidden: Tensor) -> Tensor:
     """
     if hidden.dim() != 3:
         raise ValueError(f"hidden states: expected [B, S, D], got {list(hidden.shape)}")
-    mask = inputs.get("attention_mask")
+    mask, tokens = inputs.get("attention_mask"), hidden.shape[:2]
     if mask is None:
-        return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-    if not isinstance(mask, Tensor) or mask.shape != hidden.shape[:2]:
+        return torch.ones(tokens, dtype=torch.bool, device=hidden.device)
+    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[2] == tokens[1]:
+        # As `generate` gives it with a static cache: which tokens see themselves.
+        seen = mask[:, 0, :, : tokens[1]].diagonal(dim1=1, dim2=2)
+        mask = seen == 0 if seen.is_floating_point() else seen
+    if not isinstance(mask, Tensor) or mask.shape != tokens:
         got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(
-            f"attention_mask: expected [B, S] of the hidden states, {list(hidden.shape[:2])}, got "
-            f"{got}"
+            f"attention_mask: expected [B, S] of the hidden states, {list(tokens)}, got {got}"
         )
     return mask.to(hidden.device) != 0
 

@@ -64,6 +64,7 @@ class Stack(nn.Module):
     def reset(self) -> None:
         """Start anew, from torch's generator."""
         self.fixed = False
+        self.requires_grad_(True)
         self.X.copy_(ops.orthonormalize(torch.randn_like(self.X)).R)
         if self.config.start == "random":
             bound = 1 / math.sqrt(self.X.shape[-1])
