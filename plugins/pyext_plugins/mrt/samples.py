@@ -113,6 +113,7 @@ class Reader:
         self.tokenizer, self.processor, self.max_length = tokenizer, processor, max_length
         self.template = template
         self.image = int(config.image_token_id)
+        self.word = str(tokenizer.convert_ids_to_tokens(self.image))
         vision = config.vision_config
         self.patches = (vision.image_size // vision.patch_size) ** 2
         self.patches += config.vision_feature_select_strategy == "full"
@@ -126,36 +127,39 @@ class Reader:
         """The prompt, with as many image tokens as the picture has patches, and the answer.
 
         Raises:
-            UserError: it is longer than ``max_length``; an image must not be cut.
+            UserError: it is longer than ``max_length``, since an image must not be cut; or the
+                model's word for an image is in the texts.
         """
-        before, behind = self.template.split("{image}")
-        if "{question}" in before:
-            before, behind = (
-                part.replace("{question}", sample.question) for part in (before, behind)
-            )
-        behind = behind.replace("{question}", sample.question)
-        if sample.image is None:
-            prompt = self._encode(before + behind, first=True)
-        else:
-            prompt = self._encode(before, first=True) + [self.image] * self.patches
-            prompt += self._encode("\n" + behind)
-        answer = self._encode(sample.answer)
+        for text in (sample.question, sample.answer):
+            if self.word in text:
+                raise UserError(
+                    f"--data: the model's word for an image is in the text {text[:40]!r}"
+                )
+        image = "" if sample.image is None else f"{self.word}\n"
+        # The question last: it may hold anything.
+        text = self.template.replace("{image}", image).replace("{question}", sample.question)
+        prompt, whole = self._encode(text), self._encode(f"{text} {sample.answer}")
+        answer = whole[len(prompt) :]
+        if whole[: len(prompt)] != prompt:  # a word grew across the border
+            answer = list(self.tokenizer(sample.answer, add_special_tokens=False)["input_ids"])
         if self.tokenizer.eos_token_id is not None:
             answer.append(self.tokenizer.eos_token_id)
-        ids = prompt + answer
-        if not answer or len(ids) > self.max_length:
+        prompt = self._with_patches(prompt)
+        length = len(prompt) + len(answer)
+        if not answer or length > self.max_length:
             raise UserError(
                 f"--max-length: expected 1 to {self.max_length} tokens with an answer, got "
-                f"{len(ids)} for {sample.question[:40]!r}"
+                f"{length} for {sample.question[:40]!r}"
             )
-        return Tokens(ids, len(prompt), sample.image)
+        return Tokens(prompt + answer, len(prompt), sample.image)
 
-    def _encode(self, text: str, first: bool = False) -> list[int]:
-        found = self.tokenizer(text, add_special_tokens=first)["input_ids"]
-        if self.image in found:
-            raise UserError(f"--data: the model's word for an image is in the text {text[:40]!r}")
-        ended = first and found and found[-1] == self.tokenizer.eos_token_id
-        return list(found[:-1] if ended else found)  # the prompt is not the end
+    def _encode(self, text: str) -> list[int]:
+        found = list(self.tokenizer(text)["input_ids"])
+        return found[:-1] if found and found[-1] == self.tokenizer.eos_token_id else found
+
+    def _with_patches(self, ids: list[int]) -> list[int]:
+        patches = self.patches
+        return [i for own in ids for i in ([own] * patches if own == self.image else [own])]
 
     def batch(self, samples: Sequence[Tokens], dtype: torch.dtype) -> dict[str, Tensor]:
         """Samples filled up on the right to the longest, and their pictures.
