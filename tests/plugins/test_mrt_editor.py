@@ -145,6 +145,36 @@ def test_editors_train_and_the_base_does_not():
         assert (R @ R.mT - torch.eye(R.shape[1])).abs().max() < 1e-5
 
 
+def test_trainer_trains_the_editors_alone(tmp_path):
+    pytest.importorskip("accelerate")
+    model = llava()
+    MrtEditor(model, MrtConfig(**SMALL))
+    before = {name: own.clone() for name, own in model.state_dict().items()}
+    samples = [{name: own[row] for name, own in ONE.items()} for row in range(2)] * 4
+    for sample in samples:
+        sample["labels"] = torch.full_like(sample["input_ids"], -100)
+        last = int(sample["attention_mask"].nonzero().max())
+        sample["labels"][last] = sample["input_ids"][last]
+    settings = transformers.TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=4,
+        num_train_epochs=5,
+        learning_rate=1e-2,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_strategy="no",
+        use_cpu=True,
+    )
+    trainer = transformers.Trainer(model, settings, train_dataset=samples)
+    start = trainer.evaluate(samples)["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate(samples)["eval_loss"] < start - 0.1
+    after = model.state_dict()
+    moved = {name for name, own in before.items() if not torch.equal(own, after[name])}
+    assert moved == {name for name in before if name.startswith("reft.")}
+
+
 def test_generating_with_a_cache_edits_the_prefill_alone():
     model = llava()
     perturb(MrtEditor(model, MrtConfig(**SMALL)))

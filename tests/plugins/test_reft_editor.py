@@ -87,6 +87,17 @@ def test_the_start_is_the_identity_to_the_bit(settings, dtype):
     assert torch.equal(model.eval()(**inputs).logits, before)
 
 
+def test_under_autocast_the_start_is_the_identity_and_gradients_flow():
+    model, inputs = llama(), tokens([5, 7])
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(**inputs).logits
+        editor = Editor(model, ReftConfig(**SMALL))
+        after = model.train()(**inputs).logits
+    assert torch.equal(after, before) and after.dtype == torch.bfloat16
+    after.float().square().mean().backward()
+    assert editor.stacks["blocks"].b.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(side):
     model = llama()

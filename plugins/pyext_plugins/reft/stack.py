@@ -112,7 +112,10 @@ class Stack(nn.Module):
         Returns:
             The edited hidden states; hidden itself if ``inplace``.
         """
-        own = Factors(*(tensor.to(wide(hidden)) for tensor in factors))
+        # A model may be spread over devices.
+        own = Factors(*(tensor.to(hidden.device, wide(hidden)) for tensor in factors))
+        rows = rows.to(hidden.device)
+        group = None if group is None else group.to(hidden.device)
         if self.training and self.config.dropout:
             return self._edit_with_dropout(hidden, own, rows, group)
         return ops.rows(
