@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from pyext_plugins import session
 from pyext_plugins.mrt import train as train_module
-from pyext_plugins.mrt.app import app
+from pyext_plugins.mrt.app import app, numbers
 from pyext_plugins.mrt.config import MrtConfig
 from pyext_plugins.mrt.model import MrtEditor
 from pyext_plugins.mrt.samples import Reader, Sample, read_samples
@@ -158,9 +158,22 @@ def test_a_killed_training_goes_on_to_the_same_bytes(folder, data, tmp_path):
 
 def test_the_command_trains(folder, data, tmp_path):
     options = ["--model", folder, "--data", data, "-o", tmp_path / "out", "--epochs", 1]
+    options += ["--vision-layers", "0", "--text-layers", "0-1"]
     found = CliRunner().invoke(app, ["train", *map(str, options)])
     assert found.exit_code == 0, found.output
     assert "final loss" in found.output and (tmp_path / "out" / WEIGHTS).exists()
+    content = json.loads((tmp_path / "out" / CONFIG).read_text())
+    places = [editor["path"].rpartition(".")[2] for editor in content["editors"]]
+    assert places == ["0", "multi_modal_projector", "0", "1"]
+    assert content["config"]["prefix"] == 4
+
+
+def test_layers_are_read_from_text():
+    assert numbers("--text-layers", "1,3-5, 8") == (1, 3, 4, 5, 8)
+    assert numbers("--text-layers", None) is None and numbers("--text-layers", "none") == ()
+    for text in ("", "odd", "3-", "-2"):
+        with pytest.raises(UserError, match="--text-layers: expected numbers as 1,3,5-9, or none"):
+            numbers("--text-layers", text)
 
 
 def test_ctrl_c_ends_with_130(folder, data, tmp_path, monkeypatch):

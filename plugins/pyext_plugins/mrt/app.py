@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pyext.errors import UserError
 from pyext_plugins.mrt.config import MrtConfig
 from pyext_plugins.mrt.training import Settings
 
@@ -16,6 +17,23 @@ app = typer.Typer(no_args_is_help=True)
 @app.callback()
 def commands() -> None:
     """Tune an image-and-text model by edits of its hidden states."""
+
+
+def numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """Numbers of blocks from "1,3,5-9" or "none"; None for None.
+
+    Raises:
+        UserError: the text is something else.
+    """
+    if text is None or text == "none":
+        return None if text is None else ()
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UserError(f"{option}: expected numbers as 1,3,5-9, or none, got {text!r}")
+        found += range(int(first), int(last if dash else first) + 1)
+    return tuple(found)
 
 
 @app.command()
@@ -37,6 +55,12 @@ def train(
     length: Annotated[
         int, typer.Option(help="First and last tokens of a question to edit.")
     ] = MrtConfig.prefix,
+    vision_layers: Annotated[
+        str | None, typer.Option(help="Vision blocks, as 1-22 or 0,2,4 or none; else all used.")
+    ] = None,
+    text_layers: Annotated[
+        str | None, typer.Option(help="Blocks of the language model, as 1,3,5 or none; else all.")
+    ] = None,
     dropout: Annotated[
         float, typer.Option(help="Share of the edits to drop in training.")
     ] = MrtConfig.dropout,
@@ -56,9 +80,10 @@ def train(
     Run the same command again to go on after Ctrl-C or a crash: the result is the same.
     """
     # What is heavy is imported when the command runs: help must not wait for it.
-    from pyext.errors import UserError
     from pyext_plugins.mrt.train import run
 
+    vision = numbers("--vision-layers", vision_layers)
+    text = numbers("--text-layers", text_layers)
     settings = Settings(epochs, batch, step_size, max_length, holdout, template, seed)
     try:
         config = MrtConfig(
@@ -67,6 +92,8 @@ def train(
             text_rank=text_rank,
             prefix=length,
             suffix=length,
+            vision_layers=vision,
+            text_layers=text,
         )
     except ValueError as error:
         option = str(error).replace("prefix:", "length:", 1).replace("_", "-", 1)
