@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from pyext_plugins.blocks import find_layers
 from pyext_plugins.side.config import LadderConfig, SherlConfig, UniptConfig, config_from_json
 from pyext_plugins.side.model import SideModel, attach
-from pyext_plugins.side.taps import collect, find_layers
+from pyext_plugins.side.taps import collect
 
 from tests.plugins.side_models import (
     HIDDEN,

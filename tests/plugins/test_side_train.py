@@ -9,8 +9,7 @@ import time
 
 import pytest
 import torch
-from pyext_plugins import session
-from pyext_plugins.side import memory
+from pyext_plugins import memory, session
 from pyext_plugins.side import train as train_module
 from pyext_plugins.side.cache import TapCache
 from pyext_plugins.side.config import SherlConfig, UniptConfig

@@ -23,10 +23,10 @@ from pyext import environment
 from pyext.ops import side as ops
 from pyext.report import Claim, Report, Value
 from pyext.show import show_rows
+from pyext_plugins.memory import SAVED
 from pyext_plugins.side import digits, photos, reviews
 from pyext_plugins.side.chart import save_chart
 from pyext_plugins.side.digits import ARMS, LAST_ONLY, ROTATIONS
-from pyext_plugins.side.memory import SAVED
 from pyext_plugins.side.model import SideModel
 
 SEEDS = 3

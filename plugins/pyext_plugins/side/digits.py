@@ -18,9 +18,9 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from pyext.files import whole_file
+from pyext_plugins.memory import saved_by
 from pyext_plugins.side.arms import Frozen
 from pyext_plugins.side.config import LadderConfig, SherlConfig, UniptConfig
-from pyext_plugins.side.memory import saved_by
 from pyext_plugins.side.model import SideModel
 
 WIDTH, BLOCKS, HEADS = 64, 6, 4

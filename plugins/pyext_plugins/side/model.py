@@ -18,12 +18,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pyext_plugins.blocks import find_layers, is_causal
 from pyext_plugins.side.base import Beside
 from pyext_plugins.side.config import LadderConfig, SherlConfig, SideConfig, UniptConfig
 from pyext_plugins.side.ladder import LadderSide
 from pyext_plugins.side.sherl import SherlSide
 from pyext_plugins.side.summary import pool, summary_name, summary_position
-from pyext_plugins.side.taps import collect, find_layers, is_causal, replace_input
+from pyext_plugins.side.taps import collect, replace_input
 from pyext_plugins.side.unipt import UniptSide
 
 

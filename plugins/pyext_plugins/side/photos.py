@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from pyext.report import Claim, Value
 from pyext_plugins.data import cache
+from pyext_plugins.memory import saved_by
 from pyext_plugins.side.cnn import StageModel
 from pyext_plugins.side.config import UniptConfig
 from pyext_plugins.side.efficientnet import GROUPS, HEAD, SIDE, STAGES, load
-from pyext_plugins.side.memory import saved_by
 
 MODEL, DATA = "efficientnet-lite0", "groceries"
 SHOTS, TESTED = 10, 20  # photos of each kind

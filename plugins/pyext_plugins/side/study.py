@@ -15,17 +15,17 @@ from pyext import environment
 from pyext.errors import UserError
 from pyext.report import Report, Value
 from pyext_plugins.digest import digest
+from pyext_plugins.memory import RESIDENT, SAVED, Memory
 from pyext_plugins.progress import progress_bar
 from pyext_plugins.session import go_on
 from pyext_plugins.side.arms import LORA_RANK, Classifier, build, load_encoder, longest
 from pyext_plugins.side.cache import TapCache
 from pyext_plugins.side.config import SideConfig
 from pyext_plugins.side.files import save_adapter, side_model
-from pyext_plugins.side.memory import RESIDENT, SAVED
 from pyext_plugins.side.model import SideModel
 from pyext_plugins.side.sherl import SherlSide
 from pyext_plugins.side.table import Batch, Table, make_batches, split
-from pyext_plugins.side.training import Memory, Score, Settings, Training, evaluate
+from pyext_plugins.side.training import Score, Settings, Training, evaluate
 
 MIB = 2**20
 LOSS = "loss {:.3f}"

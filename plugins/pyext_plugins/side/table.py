@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyext.errors import UserError, did_you_mean
+from pyext_plugins.rows import csv_rows, read_text
 
 ALIKE = 16  # batches among whose texts those of like lengths are put together
 
@@ -35,32 +33,21 @@ def read_table(path: Path, text_column: str, label_column: str) -> Table:
         UserError: there is no such file or column, a row lacks its text or label, or all labels are
             the same.
     """
-    try:
-        content = path.read_bytes()
-        lines = io.StringIO(content.decode("utf-8-sig"), newline="")
-    except OSError as error:
-        raise UserError(f"--data: {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--data: {path} is not UTF-8 text: {error}") from error
-    csv.field_size_limit(2**31 - 1)
-    rows = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
-    columns = list(rows.fieldnames or [])
+    content, digest = read_text("--data", path)
+    columns, rows = csv_rows("--data", path, content)
     for option, column in (("--text-column", text_column), ("--label-column", label_column)):
         if column not in columns:
             hint = did_you_mean(column, columns)
             known = ", ".join(columns) or "none"
             raise UserError(f"{option}: {path} has no column {column!r}.{hint} It has: {known}")
     texts, labels = [], []
-    try:
-        for row in rows:
-            text, label = ((row[column] or "").strip() for column in (text_column, label_column))
-            if not text or not label:
-                lacking = text_column if not text else label_column
-                raise UserError(f"--data: {path}, line {rows.line_num}: no {lacking}")
-            texts.append(text)
-            labels.append(label)
-    except csv.Error as error:
-        raise UserError(f"--data: {path}, line {rows.line_num}: {error}") from error
+    for line, row in rows:
+        text, label = ((row[column] or "").strip() for column in (text_column, label_column))
+        if not text or not label:
+            lacking = text_column if not text else label_column
+            raise UserError(f"--data: {path}, line {line}: no {lacking}")
+        texts.append(text)
+        labels.append(label)
     names = sorted(set(labels))
     if len(names) < 2:
         raise UserError(
@@ -68,7 +55,6 @@ def read_table(path: Path, text_column: str, label_column: str) -> Table:
             f"{len(names)} in {len(labels)} rows"
         )
     numbers = {name: number for number, name in enumerate(names)}
-    digest = hashlib.sha256(content).hexdigest()
     return Table(texts, [numbers[label] for label in labels], names, digest)
 
 

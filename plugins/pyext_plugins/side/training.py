@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -13,18 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyext.errors import UserError
-from pyext_plugins.adam import restore_training, training_state
 from pyext_plugins.ranges import check_ranges
 from pyext_plugins.side.arms import STEP_SIZES, Classifier
 from pyext_plugins.side.cache import TapCache
-from pyext_plugins.side.memory import PeakResident, saved_by
 from pyext_plugins.side.table import Batch
+from pyext_plugins.training import BatchTraining
 
 WARM_UP = 0.06  # of the steps
 WEIGHT_DECAY = 0.01
-CLIP = 1.0  # norm of the gradient
-SMOOTH = 0.95  # share of the shown loss that the next step leaves
-MEASURED_STEPS = 3  # over which the peak resident is taken
 
 
 @dataclass(frozen=True)
@@ -71,15 +66,7 @@ class Score:
     loss: float
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Of one training step at the largest batch: see `side.memory` for what is counted."""
-
-    saved: int
-    resident: int | None
-
-
-class Training:
+class Training(BatchTraining):
     """An arm being trained.
 
     Args:
@@ -91,6 +78,8 @@ class Training:
         taps: hidden states to start from, in the order of the batches; or None.
     """
 
+    model: Classifier
+
     def __init__(
         self,
         arm: str,
@@ -100,82 +89,27 @@ class Training:
         identity: dict[str, str],
         taps: TapCache | None = None,
     ) -> None:
-        self.arm, self.model, self.batches, self.settings = arm, model, batches, settings
-        self.taps = taps
-        self._identity = identity
-        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), weight_decay=WEIGHT_DECAY, fused=True
+        step_size = settings.step_size or STEP_SIZES[arm]
+        super().__init__(
+            model, settings.epochs, len(batches), step_size, settings.seed, WARM_UP, WEIGHT_DECAY
         )
-        self.step = 0
-        self.seconds = 0.0
-        self.loss_seen = 0.0
-
-    @property
-    def steps(self) -> int:
-        return self.settings.epochs * len(self.batches)
-
-    @property
-    def done(self) -> bool:
-        return self.step >= self.steps
-
-    def advance(self) -> float:
-        """Take one step; return the loss of late."""
-        began = time.perf_counter()
-        self.model.train()
-        # The step alone decides, so that a training that was put down goes on the same.
-        torch.manual_seed(hash((self.settings.seed, self.step)))
-        self.optimizer.param_groups[0]["lr"] = self._step_size()
-        loss = self._loss(self._number())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        keep = SMOOTH if self.step else 0.0
-        self.loss_seen = keep * self.loss_seen + (1 - keep) * float(loss.detach())
-        self.step += 1
-        self.seconds += time.perf_counter() - began
-        return self.loss_seen
-
-    def measure(self) -> Memory:
-        """Of a step at the largest batch; nothing is changed but gradients, which are dropped."""
-        self.model.train()
-        number = max(range(len(self.batches)), key=lambda i: self.batches[i].tokens)
-        saved = saved_by(self.model, lambda: self._loss(number))
-        peak = PeakResident(self.device)
-        for _ in range(MEASURED_STEPS):
-            self._loss(number).backward()
-            self.optimizer.zero_grad(set_to_none=True)
-        return Memory(saved, peak.bytes())
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.head.weight.device
+        self.arm, self.batches, self.settings, self.taps = arm, batches, settings, taps
+        self._identity = identity
 
     @property
     def samples_per_second(self) -> float:
         texts = sum(len(batch.labels) for batch in self.batches) / len(self.batches)
         return self.step * texts / self.seconds if self.seconds else 0.0
 
-    def _loss(self, number: int) -> Tensor:
+    def loss(self, number: int) -> Tensor:
         batch = self.batches[number].to(self.device)
         taps = None
         if self.taps is not None:
             taps = [tap.to(self.device) for tap in self.taps[number]]
         return F.cross_entropy(self.model(batch.inputs, taps), batch.labels)
 
-    def _number(self) -> int:
-        epoch, place = divmod(self.step, len(self.batches))
-        generator = torch.Generator().manual_seed(hash((self.settings.seed, epoch)))
-        return int(torch.randperm(len(self.batches), generator=generator)[place])
-
-    def _step_size(self) -> float:
-        """Rising linearly to the largest, then falling linearly."""
-        largest = self.settings.step_size or STEP_SIZES[self.arm]
-        rising = max(1, round(WARM_UP * self.steps))
-        if self.step < rising:
-            return largest * (self.step + 1) / rising
-        return largest * (self.steps - self.step) / max(1, self.steps - rising)
+    def tokens(self, number: int) -> int:
+        return self.batches[number].tokens
 
     def identity(self) -> dict[str, str]:
         """What a checkpoint must have in common with this training to go on with it."""
@@ -186,16 +120,6 @@ class Training:
             "torch": version("torch"),
             "transformers": version("transformers"),
         }
-
-    def state(self) -> dict[str, Tensor]:
-        """All that the rest of the training depends on, besides step and seconds."""
-        tensors = training_state(self.parameters, self.optimizer)
-        return {"loss": torch.tensor(self.loss_seen, dtype=torch.float64), **tensors}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `state` gave."""
-        self.loss_seen = float(tensors["loss"])
-        restore_training(self.parameters, self.optimizer, tensors)
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ from pyext.errors import UserError, did_you_mean
 from pyext.files import make_output_folder
 from pyext.report import Report, Value
 from pyext.show import show_rows
+from pyext_plugins.bars import save_bars
 from pyext_plugins.iteris.adapters import LowRank, save_adapter
-from pyext_plugins.iteris.bars import save_bars
 from pyext_plugins.iteris.command import make_tasks
 from pyext_plugins.iteris.compare.metric import Metric
 from pyext_plugins.iteris.compare.records import Record, Records

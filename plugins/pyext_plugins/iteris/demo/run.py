@@ -10,7 +10,7 @@ from statistics import mean
 from pyext import environment
 from pyext.report import Claim, Report, Value
 from pyext.show import show_rows
-from pyext_plugins.iteris.bars import save_bars
+from pyext_plugins.bars import save_bars
 from pyext_plugins.iteris.chart import save_residuals
 from pyext_plugins.iteris.demo import digits_table, language, language_table
 from pyext_plugins.iteris.demo.digits import Training

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ RESIDENT = (
     "peak resident: the most memory the process held at once during the steps measured, all of it: "
     "program, weights, data; on a GPU what torch's allocator held"
 )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one training step at the largest batch, in bytes; None where it is not known."""
+
+    saved: int
+    resident: int | None
 
 
 def saved_bytes(run: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> int:

@@ -9,12 +9,15 @@ from statistics import mean
 from pyext.files import whole_file
 
 
-def save_bars(path: Path, scores: Mapping[str, Sequence[float]], label: str) -> None:
+def save_bars(
+    path: Path, scores: Mapping[str, Sequence[float]], label: str, over: str = "tasks"
+) -> None:
     """Draw each method's mean over the tasks, and a dot for each task, from the best to the worst.
 
     Args:
         scores: by method, one a task.
         label: of the scores.
+        over: what the scores of a method are of, if not tasks.
     """
     from matplotlib.figure import Figure
 
@@ -24,7 +27,7 @@ def save_bars(path: Path, scores: Mapping[str, Sequence[float]], label: str) -> 
     axes.barh(names, [mean(scores[name]) for name in names], color="C0", alpha=0.6)
     for place, name in enumerate(names):
         axes.plot(scores[name], [place] * len(scores[name]), "k.", markersize=4)
-    axes.set_xlabel(f"{label}\nbars: mean over the tasks; dots: each of them")
+    axes.set_xlabel(f"{label}\nbars: mean over the {over}; dots: each of them")
     axes.grid(axis="x", alpha=0.3)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})
