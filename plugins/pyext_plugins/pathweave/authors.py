@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pyext.errors import UserError
-from pyext_plugins.pathweave.files import ADAPTER, copy_tensors, named_tensors
+from pyext_plugins.pathweave.files import copy_tensors, named_tensors
 from pyext_plugins.pathweave.model import PathWeave
 
 _SITE = re.compile(
@@ -51,7 +51,8 @@ def load_authors(model: PathWeave, files: Mapping[str, str | Path]) -> PathWeave
     trains on, so that each path needs the file that was written right after it was learned.
 
     In the authors' code the point clouds' adapters of cross-attention values are added to keys that
-    were used already: they have no effect. Here they have one, of which a warning tells.
+    were used already: they have no effect. Here they have one, of which a warning tells. Adapters
+    of the projection to the language model are not read.
 
     Args:
         model: of a Q-Former with the sites of `qformer_sites`, nothing learned yet.
@@ -102,7 +103,9 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{path}: expected a checkpoint with tensors under 'model'")
     start = f"{name}_Qformer."
-    own = {key.removeprefix(start): t for key, t in content["model"].items() if start in key}
+    own = {
+        key.removeprefix(start): t for key, t in content["model"].items() if key.startswith(start)
+    }
     if not own:
         raise UserError(f"{path}: has no {start}*; is it the file of {name!r}?")
     return own
@@ -123,6 +126,11 @@ def _take(
         name, leaf = place
         if leaf is None:
             continue
+        if leaf in ("Wg", "Wn") and tensor.shape[-1] != len(order):
+            raise UserError(
+                f"{path}: {key} is a gate for {tensor.shape[-1]} adapters, {order[-1]!r} has "
+                f"{len(order)} in the order {', '.join(order)}"
+            )
         value = tensor.T if leaf == "B" else tensor.reshape(()) if leaf == "scale" else tensor
         full = f"{name}/{leaf}"
         if full not in found:
@@ -142,7 +150,9 @@ def _place(block: str, rest: str, order: list[str]) -> tuple[str, str | None] | 
         kind, number, leaf = parts.groups()
         if leaf.startswith("middle_proj.") or int(number) >= len(order):
             return own, None  # a copy, or of a modality that is not learned yet
-        return (f"{order[int(number)]}/{_site(block, kind)}", _KEYS[leaf]) if leaf in _KEYS else None
+        return (
+            (f"{order[int(number)]}/{_site(block, kind)}", _KEYS[leaf]) if leaf in _KEYS else None
+        )
     if parts := _INNER.fullmatch(rest):
         kind, number, leaf = parts.groups()
         if leaf not in ("weight", "bias"):
@@ -160,6 +170,3 @@ def _place(block: str, rest: str, order: list[str]) -> tuple[str, str | None] | 
 
 def _site(block: str, kind: str) -> str:
     return f"{block}.output.dense" if kind == "dense" else f"{block}.attention.{kind}"
-
-
-assert set(_KEYS.values()) == set(ADAPTER)

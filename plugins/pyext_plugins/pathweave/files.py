@@ -22,11 +22,9 @@ from pyext.errors import UserError
 from pyext.files import whole_file
 from pyext_plugins.digest import digest
 from pyext_plugins.pathweave.model import Modality, PathWeave
-from pyext_plugins.pathweave.paths import Adapter
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 KIND = "PATHWEAVE"
-ADAPTER = tuple(name for name, _ in Adapter(nn.Linear(1, 1), 1).named_parameters())
 
 
 def save_paths(model: PathWeave, folder: str | Path, **facts: Any) -> None:
@@ -223,8 +221,9 @@ def _check_order(folder: Path, learned: list[Modality], model: PathWeave) -> Non
 
 
 def _check_base(folder: Path, content: dict[str, Any], model: PathWeave) -> None:
+    own = describe(model)
     for key in ("sites", "plain", "base_sha256"):
-        found, wanted = describe(model)[key], content.get(key)
+        found, wanted = own[key], content.get(key)
         if found == wanted:
             continue
         if key == "base_sha256":
