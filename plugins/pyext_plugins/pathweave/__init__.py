@@ -11,6 +11,6 @@ METHOD = Method(
     paper="Yu et al. 2024, LLMs Can Evolve Continually on Modality, arXiv 2410.20178",
     ops=("lowrank",),
     extra="pathweave",
-    demo="pyext_plugins.pathweave.demo:demo",
+    demo="pyext_plugins.pathweave.demo.run:demo",
     commands="pyext_plugins.pathweave.app:app",
 )
