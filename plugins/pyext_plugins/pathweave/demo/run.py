@@ -168,11 +168,16 @@ def _claims(results: Results, size: Size) -> list[Claim]:
 
 
 def _of_gate(gate: float, size: Size) -> str:
-    where = "below" if gate < 0 else "above"
+    measured = (
+        f"After {size.short} steps the gate is {abs(gate):.1f} points "
+        f"{'below' if gate < 0 else 'above'} the plain sum (mean T of views with others before "
+        "them); a gain of it is not claimed."
+    )
+    if gate >= 0:
+        return measured
     return (
-        f"After {size.short} steps the gate is {abs(gate):.1f} points {where} the plain sum (mean "
-        "T of views with others before them). It starts at equal weights, with noise of deviation "
-        "0.70 on its logits, and so slows the new adapter down in short runs."
+        f"{measured} It starts at equal weights and with noise of deviation 0.70 on its logits, "
+        "which holds the new adapter back in short runs."
     )
 
 
