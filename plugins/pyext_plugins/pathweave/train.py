@@ -150,12 +150,11 @@ def test(model: Path, folder: Path, modality: str, features: Path) -> Score:
     except ValueError as error:
         raise UserError(f"--modality: {error}") from error
     sizes = reader.own.sizes
-    for what, found, wanted in (
-        ("width", data.width, sizes.width),
-        ("labels below", data.classes, sizes.classes),
-    ):
-        if found != wanted and not (what != "width" and found < wanted):
-            raise UserError(f"--features: expected {what} {wanted} for {modality}, got {found}")
+    if data.width != sizes.width or data.classes > sizes.classes:
+        raise UserError(
+            f"--features: expected width {sizes.width} and at most {sizes.classes} labels for "
+            f"{modality}, got {data.width} and {data.classes}"
+        )
     score = _evaluate(reader, make_batches(data, range(len(data.labels)), Settings.batch))
     print(json.dumps({"modality": modality, "rows": len(data.labels), **asdict(score)}))
     return score
