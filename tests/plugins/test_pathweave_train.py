@@ -56,7 +56,9 @@ def test_stage_after_stage_leaves_earlier_ones_as_they_were(model, tmp_path, cap
     folders, scores, tensors = [], [], []
     files = [
         features(tmp_path / "video.safetensors", seed=1),
-        features(tmp_path / "audio.safetensors", width=7, classes=3, seed=2, dtype=torch.float16),
+        features(
+            tmp_path / "audio.safetensors", rows=90, width=7, classes=3, seed=2, dtype=torch.float16
+        ),
         features(tmp_path / "depth.safetensors", tokens=2, seed=3),
     ]
     for modality, data in zip(("video", "audio", "depth"), files, strict=True):
@@ -136,7 +138,11 @@ def whole_model(kind, tmp_path):
     folder.mkdir()
     save_file(dict(list(tensors.items())[:6]), folder / "model-00001-of-00002.safetensors")
     save_file(dict(list(tensors.items())[6:]), folder / "model-00002-of-00002.safetensors")
-    config = getattr(transformers, f"{kind}Config")(qformer_config={**SMALL, "vocab_size": 20})
+    parts = {
+        "qformer_config": {**SMALL, "vocab_size": 20},
+        "vision_config": {"hidden_size": ENCODER},
+    }
+    config = getattr(transformers, f"{kind}Config")(**parts)
     (folder / "config.json").write_text(config.to_json_string())
     return folder, inside
 

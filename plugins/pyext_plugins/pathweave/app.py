@@ -8,11 +8,19 @@ from typing import Annotated, cast
 
 import typer
 
-from pyext_plugins.pathweave.paths import GATES, Gate
+from pyext_plugins.pathweave.paths import Gate
 from pyext_plugins.pathweave.training import Settings
 
 app = typer.Typer(no_args_is_help=True)
-Choice = Enum("Choice", {name: name for name in GATES})  # type: ignore[misc]
+
+
+class Choice(str, Enum):
+    """Of the gate."""
+
+    noisy = "noisy"
+    soft = "soft"
+    none = "none"
+
 
 Model = Annotated[Path, typer.Option(help="Folder of a Q-Former, BLIP-2 or InstructBLIP.")]
 File = Annotated[

@@ -72,7 +72,11 @@ def load_base(path: Path) -> Base:
         getattr(transformers, f"{name}Config")(**own)
     )
     tensors, queries = _tensors(path, whole=kind in ALONE)
-    found = qformer.load_state_dict(tensors, strict=False)
+    try:
+        found = qformer.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"--model: {path} does not fit its config.json: {reason}") from error
     if found.missing_keys:
         raise UserError(f"--model: {path} lacks {found.missing_keys[0]} of its Q-Former")
     return Base(qformer.float().eval(), None if queries is None else queries.float())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyext.files import whole_folder
 from pyext_plugins.pathweave.files import WEIGHTS
@@ -72,12 +73,14 @@ def export_lora(model: PathWeave, folder: str | Path, name: str | None = None) -
 @torch.no_grad()
 def _affine(stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
     """A [R, Din], B [Do, R] and a constant [Do]: the adapters of a path side by side."""
-    downs, ups = [], []
+    downs: list[Tensor] = []
+    ups: list[Tensor] = []
     constant = torch.zeros_like(stage.own.c)
     for e, adapter in enumerate(stage.adapters):
-        A, a = adapter.A, adapter.a
+        A: Tensor = adapter.A
+        a: Tensor = adapter.a
         if e < len(stage.inner):
-            layer = stage.inner[e]
+            layer = cast(nn.Linear, stage.inner[e])
             A, a = layer.weight @ A, layer(a)
         downs.append(A)
         ups.append(adapter.scale * adapter.B.T)

@@ -116,7 +116,7 @@ class Reader(nn.Module):
         Raises:
             UserError: the folder holds something else, or belongs to another model.
         """
-        pieces = read_config(folder).get("pieces")
+        pieces: Any = read_config(folder).get("pieces")
         try:
             sizes = {name: Sizes(**own) for name, own in pieces.items()}
         except (AttributeError, TypeError) as error:

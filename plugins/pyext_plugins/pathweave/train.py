@@ -13,7 +13,7 @@ import torch
 from pyext import environment
 from pyext.errors import UserError
 from pyext.files import make_output_folder
-from pyext.report import Report
+from pyext.report import Report, Value
 from pyext.show import show_rows
 from pyext_plugins.data.sums import sha256_of
 from pyext_plugins.pathweave.features import Batch, Features, make_batches
@@ -112,7 +112,7 @@ def _report(training: Training, reader: Reader, score: Score, held_out: int) -> 
     memory = training.measure()
     trained = sum(parameter.numel() for parameter in training.parameters.values())
     total = sum(parameter.numel() for parameter in reader.parameters())
-    row = {
+    row: dict[str, Value] = {
         "modality": training.arm,
         "after": ", ".join(reader.names[:-1]) or "-",
         "trained parameters": trained,
