@@ -167,6 +167,34 @@ def test_files_bring_back_all_paths(tmp_path):
     }  # fmt: skip
 
 
+def test_a_folder_knows_its_sites(tmp_path):
+    class Staged(nn.Module):
+        """With names like those of paths, as in some vision models."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.stages = nn.ModuleList([two_layers(), nn.Linear(5, 5)])
+
+        def forward(self, x):
+            return self.stages[1](self.stages[0](x))
+
+    model = PathWeave(Staged(), ["stages.0.0", "stages.1"], plain=["stages.1"])
+    for name in ("image", "video"):
+        model.add_modality(name, rank=2)
+        stir(model, name)
+    model.save_pretrained(tmp_path)
+    again, x = PathWeave.from_pretrained(Staged(), tmp_path), torch.randn(3, 8)
+    assert torch.equal(again.eval()(x), model.eval()(x)) and again.sites["stages.1"].plain
+    other = Staged()
+    other.stages[0][2].weight.data += 1  # no site, but of the base
+    with pytest.raises(UserError, match="the paths belong to another model"):
+        PathWeave.from_pretrained(other, tmp_path)
+    model.train().stages[0][2].weight.requires_grad_(True)
+    with pytest.raises(RuntimeError, match=r"stages\.0\.2\.weight is trainable"):
+        model(x)
+
+
 def edit(folder, **changes):
     path = folder / CONFIG
     content = {**json.loads(path.read_text()), **changes}
@@ -205,6 +233,8 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     refused("dropout 0.1 of 'video' is not supported; adapters have gate, name, .* no dropout")
     edit(tmp_path, **{**content, "modalities": []})
     refused("expected at least one modality, got none")
+    edit(tmp_path, **{**content, "plain": None})
+    refused("not of paths: expected a list 'plain'")
     edit(tmp_path, **{**content, "peft_type": "LORA"})
     refused("not of paths: expected peft_type PATHWEAVE")
     (tmp_path / CONFIG).write_text("{")

@@ -1,5 +1,7 @@
 """PathWeave on linear layers: what a path computes, and that earlier ones stay to the bit."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -187,6 +189,30 @@ def test_a_recomputation_meets_the_same_noise(own, reentrant):
     again = gradients(lambda x: checkpoint(model, x, use_reentrant=reentrant, **more))
     # The backward pass inside the backward pass may add in another order.
     torch.testing.assert_close(again, direct, rtol=0, atol=1e-6 if reentrant else 0)
+
+
+def test_a_single_adapter_has_no_gate_and_no_noise():
+    model = woven(("image",))
+    x = torch.randn(4, 8)
+    assert model.stage("0", "image").Wg is None
+    assert torch.equal(model.train()(x), model.eval()(x))
+
+
+def test_a_hook_sees_what_the_layer_gave():
+    model, seen = woven().eval(), []
+    x = torch.randn(4, 8)
+    wanted = model.sites["0"](x)
+    model.sites["0"].linear.register_forward_hook(lambda m, given, out: seen.append(out))
+    assert torch.equal(model.sites["0"](x), wanted)
+    assert torch.equal(seen[0], two_layers()[0](x))
+
+
+def test_a_copy_has_paths_of_its_own():
+    model = woven(generator=torch.Generator().manual_seed(1)).eval()
+    again, x = copy.deepcopy(model), torch.randn(4, 8)
+    wanted = model(x)
+    stir(model, "image", seed=9)
+    assert torch.equal(again(x), wanted) and not torch.equal(model(x), wanted)
 
 
 def test_a_recomputation_with_other_noise_is_refused():

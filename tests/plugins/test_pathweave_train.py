@@ -91,9 +91,9 @@ def test_a_killed_training_goes_on_to_the_same_bytes(model, tmp_path):
     whole, killed, first = tmp_path / "whole", tmp_path / "killed", tmp_path / "first"
     train(model, "video", features(tmp_path / "video.safetensors"), first)
     data = features(tmp_path / "audio.safetensors", seed=2)
-    train(model, "audio", data, whole, first, epochs=12)
+    train(model, "audio", data, whole, first, epochs=6)
     options = ["--model", model, "--modality", "audio", "--features", data, "--from", first]
-    options += ["--epochs", 12, "--batch", 8, "--rank", 2, "--queries", 3, "-o", killed]
+    options += ["--epochs", 6, "--batch", 8, "--rank", 2, "--queries", 3, "-o", killed]
     command = [sys.executable, "-c", RUN, "train", *map(str, options)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     checkpoint = killed / "checkpoint.safetensors"
@@ -102,7 +102,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(model, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert checkpoint.exists() and not (killed / WEIGHTS).exists()
-    train(model, "audio", data, killed, first, epochs=12)
+    train(model, "audio", data, killed, first, epochs=6)
     for name in (WEIGHTS, PIECES, CONFIG):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 

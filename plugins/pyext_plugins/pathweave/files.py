@@ -94,6 +94,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("peft_type") != KIND:
         raise UserError(f"{path}: not of paths: expected peft_type {KIND}")
+    for key in ("order", "modalities", "sites", "plain"):
+        if not isinstance(content.get(key), list):
+            raise UserError(f"{path}: not of paths: expected a list {key!r}")
     return content
 
 
@@ -116,12 +119,13 @@ def base_digest(model: PathWeave) -> str:
     """SHA-256 of the frozen model: its tensors by the names that they had without paths."""
     base = nn.Module()
     for name, tensor in model.model.state_dict().items():
-        parent, _, leaf = name.rpartition(".")
-        site = parent.removesuffix(".linear")
-        if ".stages." in f".{name}":
-            continue
-        plain = f"{site}.{leaf}" if parent.endswith("linear") and site in model.sites else name
-        base.register_buffer(plain.replace(".", "/"), tensor)
+        site = next((site for site in model.sites if name.startswith(f"{site}.")), None)
+        if site is not None:
+            rest = name.removeprefix(f"{site}.")
+            if rest.startswith("stages."):
+                continue
+            name = f"{site}.{rest.removeprefix('linear.')}"
+        base.register_buffer(name.replace(".", "/"), tensor)
     return digest(base)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -192,9 +193,10 @@ class PathWeave(nn.Module):
         Raises:
             RuntimeError: there is one.
         """
-        newest = f".stages.{len(self.learned) - 1}."
+        newest = self.stage_parameters(self.modalities[-1]) if self.learned else {}
+        own = {id(parameter) for parameter in newest.values()}
         for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and newest not in name:
+            if parameter.requires_grad and id(parameter) not in own:
                 raise RuntimeError(
                     f"refusing to train {self.modality!r}: {name} is trainable, but the paths of "
                     f"others need it as it is; learned: {self._names()}"
@@ -204,6 +206,21 @@ class PathWeave(nn.Module):
         """The ``context_fn`` of `torch.utils.checkpoint` (and, in transformers, of
         ``gradient_checkpointing_kwargs``) by which gates meet the same noise again."""
         return self.noise.same()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write all paths; see `files.save_paths`."""
+        from pyext_plugins.pathweave.files import save_paths
+
+        save_paths(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, model: nn.Module, folder: str | Path) -> PathWeave:
+        """The paths of a folder in the model that they were learned on, its sites included; see
+        `files.load_paths`."""
+        from pyext_plugins.pathweave.files import load_paths, read_config
+
+        content = read_config(Path(folder))
+        return load_paths(cls(model, content["sites"], plain=content["plain"]), folder)
 
     def _names(self) -> str:
         return ", ".join(self.modalities) or "none"

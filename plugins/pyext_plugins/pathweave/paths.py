@@ -164,7 +164,9 @@ class PathLinear(nn.Module):
         # Autocast would compute logits in half precision, where they overflow.
         with torch.autocast(x.device.type, enabled=False):
             gate = None if stage.Wg is None else self._gate(stage, x, eps)
-            return _mix(stage, x.to(base.dtype), base, gate)
+            # A hook may have kept what the layer gave; else nobody has seen it.
+            inplace = not self.linear._forward_hooks
+            return _mix(stage, x.to(base.dtype), base, gate, inplace)
 
     def _gate(self, stage: Stage, x: Tensor, eps: Tensor | None) -> Tensor:
         Wg, Wn = cast(Tensor, stage.Wg), stage.Wn
@@ -175,8 +177,8 @@ class PathLinear(nn.Module):
         return lowrank.noisy_gate(x, Wg, Wn, eps).gate
 
 
-def _mix(stage: Stage, x: Tensor, base: Tensor, gate: Tensor | None) -> Tensor:
-    """base plus the adapters of a stage; base is fresh, so that it is written in place."""
+def _mix(stage: Stage, x: Tensor, base: Tensor, gate: Tensor | None, inplace: bool) -> Tensor:
+    """base plus the adapters of a stage, written into base or not."""
     adapters = stage.adapters
     ranks = [adapter.rank for adapter in adapters]
     most = max(ranks)
@@ -195,7 +197,7 @@ def _mix(stage: Stage, x: Tensor, base: Tensor, gate: Tensor | None) -> Tensor:
         gate=gate,
         ranks=ranks,
         frozen=[adapter.frozen for adapter in adapters],
-        inplace=True,
+        inplace=inplace,
     )
 
 
