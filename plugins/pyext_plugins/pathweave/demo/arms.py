@@ -94,7 +94,13 @@ def make(arm: str, base: Reader, first: str) -> Learner:
     paths = reader.paths
     if arm == SHARED:
         paths.add_modality("shared", rank=RANK)
-        return Learner(reader, ADAPTER_STEP_SIZE, lambda view: None, lambda view: None)
+        # Of the first view it knows nothing, and is taken off.
+        return Learner(
+            reader,
+            ADAPTER_STEP_SIZE,
+            lambda view: paths.set_modality("shared"),
+            lambda view: paths.set_modality(None if view == first else "shared"),
+        )
     more = PATHS[arm]
 
     def show(view: str) -> None:
