@@ -123,13 +123,22 @@ def test_a_modality_may_stand_alone():
     }  # fmt: skip
 
 
-def test_all_that_is_trained_gets_a_gradient():
-    # So that DistributedDataParallel need not look for unused parameters.
+def test_all_that_is_trained_gets_a_gradient(tmp_path):
     model = woven().train()
     model(torch.randn(4, 8)).sum().backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == len(model.stage_parameters("audio"))
     assert all(parameter.grad is not None for parameter in trained.values())
+    # DistributedDataParallel refuses a second step where the first left a parameter out.
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        for _ in range(2):
+            parallel(torch.randn(4, 8)).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_training_with_an_earlier_adapter_under_training_is_refused():

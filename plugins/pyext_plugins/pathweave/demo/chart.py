@@ -24,7 +24,7 @@ def save_chart(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(studies), 7), layout="constrained")
-    grid = figure.subplots(2, len(studies), squeeze=False)
+    grid = figure.subplots(2, len(studies), squeeze=False, sharey="row")
     colours: dict[str, str] = {}
     for column, (title, (steps, arms)) in enumerate(zip(titles, studies, strict=True)):
         for row, label in enumerate(("T, accuracy when learned (%)", "F, forgotten (points)")):
