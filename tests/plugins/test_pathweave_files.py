@@ -21,6 +21,7 @@ from tests.plugins.pathweave_models import (
     KINDS,
     SMALL,
     inputs,
+    loss_of,
     qformer,
     run,
     stir,
@@ -77,7 +78,7 @@ def test_values_of_a_cross_attention_have_an_effect():
     model, given = learned(), inputs()
     site = "encoder.layer.0.crossattention.attention.value"
     model.train()
-    run(model, given).sum().backward()
+    loss_of(run(model, given)).backward()
     assert all(p.grad.abs().sum() > 0 for p in model.stage(site, "depth").own.parameters())
 
 
@@ -91,7 +92,7 @@ def test_gradient_checkpointing_of_transformers_gives_the_same_gradients():
             model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         model.train()
         torch.manual_seed(1)
-        run(model, given).square().sum().backward()
+        loss_of(run(model, given)).backward()
         found[checkpointed] = {n: p.grad for n, p in model.stage_parameters("depth").items()}
     torch.testing.assert_close(found[True], found[False], rtol=0, atol=0)
 
@@ -436,6 +437,6 @@ def test_a_part_of_a_qformer_can_be_checkpointed_with_torchs_own_noise():
             return run(model, {**given, "query_embeds": hidden})
 
         out = checkpoint(forward, hidden, use_reentrant=False) if checkpointed else forward(hidden)
-        out.square().sum().backward()
+        loss_of(out).backward()
         found[checkpointed] = hidden.grad
     assert torch.equal(found[True], found[False])
