@@ -84,6 +84,7 @@ class PathWeave(nn.Module):
         self.noise = Noise(generator)
         self.sites = {name: self._replace(name, name in plain) for name in sites}
         self.learned: list[Modality] = []
+        self._kept = self._all_but_newest()
 
     def _replace(self, name: str, plain: bool) -> PathLinear:
         path = PathLinear(
@@ -135,6 +136,7 @@ class PathWeave(nn.Module):
         for path in self.sites.values():
             path.add(rank, gate, reuse).train(path.training)
         self.learned.append(Modality(name, rank, gate, reuse))
+        self._kept = self._all_but_newest()
         self.set_modality(name)
 
     def _check_new(self, name: str, rank: int, gate: str) -> None:
@@ -193,14 +195,27 @@ class PathWeave(nn.Module):
         Raises:
             RuntimeError: there is one.
         """
-        newest = self.stage_parameters(self.modalities[-1]) if self.learned else {}
-        own = {id(parameter) for parameter in newest.values()}
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and id(parameter) not in own:
-                raise RuntimeError(
-                    f"refusing to train {self.modality!r}: {name} is trainable, but the paths of "
-                    f"others need it as it is; learned: {self._names()}"
-                )
+        for prefix, module in self._kept:
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter.requires_grad:
+                    raise RuntimeError(
+                        f"refusing to train {self.modality!r}: {prefix}.{name} is trainable, but "
+                        f"the paths of others need it as it is; learned: {self._names()}"
+                    )
+
+    def _all_but_newest(self) -> list[tuple[str, nn.Module]]:
+        """Modules with parameters that must stay; found once, since each step looks at them."""
+        newest = {
+            module
+            for path in self.sites.values()
+            for stage in path.stages[-1:]
+            for module in stage.modules()
+        }
+        return [
+            (name, module)
+            for name, module in self.model.named_modules()
+            if module._parameters and module not in newest
+        ]
 
     def same_noise(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """The ``context_fn`` of `torch.utils.checkpoint` (and, in transformers, of

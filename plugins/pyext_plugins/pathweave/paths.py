@@ -63,7 +63,8 @@ class Adapter(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        return not any(parameter.requires_grad for parameter in self.parameters())
+        own = (self.A, self.a, self.B, self.c, self.scale)
+        return not any(parameter.requires_grad for parameter in own)
 
 
 class Stage(nn.Module):
