@@ -42,14 +42,23 @@ def learned(names=ORDER, kind="Blip2", rank=2, **more):
     return model
 
 
-def test_the_sites_are_those_of_the_card():
-    config = transformers.Blip2QFormerConfig(
-        hidden_size=8, num_attention_heads=2, intermediate_size=8, encoder_hidden_size=10
-    )
-    sites = qformer_sites(transformers.Blip2QFormerModel(config))
+def test_sites_and_sizes_are_those_of_the_card():
+    with torch.device("meta"):
+        qformer_of_blip2 = transformers.Blip2QFormerModel(transformers.Blip2QFormerConfig())
+    sites = qformer_sites(qformer_of_blip2)
     assert len(sites) == 72 and len(set(sites)) == 72
     assert sum("crossattention" in site for site in sites) == 24
     assert not any("intermediate" in site for site in sites)
+    model = PathWeave(qformer_of_blip2, sites)
+    for name, gates, inner in (
+        ("video", 0, 0),
+        ("audio", 251_904, 5_184),
+        ("depth", 377_856, 10_368),
+        ("pc", 503_808, 15_552),
+    ):
+        model.add_modality(name, rank=8)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        assert sum(parameter.numel() for parameter in trained) == 1_002_120 + gates + inner
     with pytest.raises(ValueError, match="model: expected a Q-Former, Sequential holds none"):
         qformer_sites(two_layers())
     with pytest.raises(

@@ -64,7 +64,7 @@ def load_authors(model: PathWeave, files: Mapping[str, str | Path]) -> PathWeave
     Raises:
         ValueError: the model has learned something, or there are no files.
         UserError: a file cannot be read, lacks a tensor, has one left over or of another shape, or
-            an adapter is not that of the earlier file.
+            an adapter is not that of the earlier file. The model is then of no use.
     """
     if model.learned or not files:
         raise ValueError("files: expected one for each modality, for a model without modalities")

@@ -60,7 +60,8 @@ def load_paths(model: PathWeave, folder: str | Path) -> PathWeave:
         The model.
 
     Raises:
-        UserError: the folder holds no paths, or such of another model, sites or order.
+        UserError: the folder holds no paths, or such of another model, sites or order; where single
+            tensors do not fit, the model has begun the modalities nevertheless.
     """
     folder = Path(folder)
     content = read_config(folder)

@@ -85,6 +85,7 @@ class PathWeave(nn.Module):
         self.sites = {name: self._replace(name, name in plain) for name in sites}
         self.learned: list[Modality] = []
         self._kept = self._all_but_newest()
+        self.training = model.training
 
     def _replace(self, name: str, plain: bool) -> PathLinear:
         path = PathLinear(

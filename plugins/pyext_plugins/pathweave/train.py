@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -94,9 +95,8 @@ def _begin(
     try:
         reader.add_modality(modality, settings.rank, settings.gate, settings.reuse, sizes)
     except ValueError as error:
-        option = "modality" if str(error).startswith("name: ") else ""
-        text = str(error).removeprefix("name: ")
-        raise UserError(f"--{option}: {text}" if option else f"--{text}") from error
+        # The argument `name` is the option --modality.
+        raise UserError("--" + re.sub("^name:", "modality:", str(error))) from error
     return reader
 
 
