@@ -400,7 +400,9 @@ def test_checkpoints_that_do_not_fit_are_refused(authors, tmp_path):
 
     swapped = {"audio": files["audio"], "video": files["video"]}
     refused("is a gate for 2 adapters, 'audio' has 1 in the order audio", swapped)
-    refused(r"has no audio_Qformer\.\*; is it the file of 'audio'\?", {"audio": files["video"]})
+    refused(
+        r"has no tensors audio_Qformer\.\*; is it the file of 'audio'\?", {"audio": files["video"]}
+    )
     refused("cannot be read as tensors alone", {"video": tmp_path / "no.pth"})
     with pytest.raises(ValueError, match="files: expected one for each modality"):
         load_authors(woven(), {})
@@ -419,6 +421,12 @@ def test_an_earlier_adapter_that_moved_is_named(authors):
     change(files["audio"], **{key: torch.ones(HIDDEN)})
     with pytest.raises(UserError, match="up_proj.bias is not that of the file of 'video'"):
         load_authors(woven(), files)
+
+
+def test_the_q_former_of_a_checkpoint_must_be_the_models(authors):
+    _, files = authors
+    with pytest.raises(UserError, match=r"query\.weight is not the model's: it belongs to another"):
+        load_authors(seeded(1), files)
 
 
 def test_point_clouds_of_the_authors_bring_a_warning(tmp_path):

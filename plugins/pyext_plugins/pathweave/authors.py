@@ -30,6 +30,10 @@ _SITE = re.compile(
     r"bert\.(encoder\.layer\.\d+\.(?:attention|crossattention))"
     r"\.(?:self|output)\.(.*_adapter_.*)"
 )
+_BASE = re.compile(
+    r"bert\.(encoder\.layer\.\d+\.(?:attention|crossattention))"
+    r"\.(?:self|output)\.(query|key|value|dense)\.weight"
+)
 _ADAPTER = re.compile(r"(query|key|value|dense)_adapter_list\.(\d+)\.(.+)")
 _INNER = re.compile(r"(query|key|value|dense)_in_adapter_list\.(\d+)\.(.+)")
 _GATE = re.compile(r"(\w+?)_(noise_)?gate_adapter_(query|key|value|dense)")
@@ -64,14 +68,17 @@ def load_authors(model: PathWeave, files: Mapping[str, str | Path]) -> PathWeave
     Raises:
         ValueError: the model has learned something, or there are no files.
         UserError: a file cannot be read, lacks a tensor, has one left over or of another shape, or
-            an adapter is not that of the earlier file. The model is then of no use.
+            an adapter is not that of the earlier file; or the Q-Former that the file has with the
+            adapters is not the model's. The model is then of no use.
     """
     if model.learned or not files:
         raise ValueError("files: expected one for each modality, for a model without modalities")
     order = list(files)
     found: dict[str, Tensor] = {}
     for number, (name, path) in enumerate(files.items()):
-        _take(found, _read(Path(path), name), order[: number + 1], Path(path))
+        tensors = _read(Path(path), name)
+        _check_base(model, tensors, Path(path))
+        _take(found, tensors, order[: number + 1], Path(path))
     rank = {name: _rank(found, name, Path(files[name])) for name in order}
     for name in order:
         model.add_modality(name, rank=rank[name])
@@ -106,9 +113,18 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
     own = {
         key.removeprefix(start): t for key, t in content["model"].items() if key.startswith(start)
     }
-    if not own:
-        raise UserError(f"{path}: has no {start}*; is it the file of {name!r}?")
+    if not own or not all(isinstance(tensor, Tensor) for tensor in own.values()):
+        raise UserError(f"{path}: has no tensors {start}*; is it the file of {name!r}?")
     return own
+
+
+def _check_base(model: PathWeave, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """The frozen layers that a file holds beside its adapters are those of the model."""
+    for key, tensor in tensors.items():
+        parts = _BASE.fullmatch(key)
+        site = None if parts is None else model.sites.get(_site(*parts.groups()))
+        if site is not None and not torch.equal(tensor.float(), site.weight.cpu().float()):
+            raise UserError(f"{path}: {key} is not the model's: it belongs to another Q-Former")
 
 
 def _take(
