@@ -1,0 +1,1 @@
+"""The demo of `pathweave`: one set of digits, learned through five kinds of view."""
