@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pyext.runtime import use_threads
+from pyext_plugins.memory import PeakResident
 from pyext_plugins.multilora.mixed import enable
-from pyext_plugins.side.memory import PeakResident
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PEFT, OPS, BASE = "peft's loop", "multilora", "base model alone"

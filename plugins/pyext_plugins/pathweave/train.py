@@ -17,6 +17,7 @@ from pyext.files import make_output_folder
 from pyext.report import Report, Value
 from pyext.show import show_rows
 from pyext_plugins.data.sums import sha256_of
+from pyext_plugins.memory import RESIDENT, SAVED
 from pyext_plugins.pathweave.features import Batch, Features, make_batches
 from pyext_plugins.pathweave.files import CONFIG, WEIGHTS, base_digest
 from pyext_plugins.pathweave.loading import load_base
@@ -30,7 +31,6 @@ from pyext_plugins.session import (
     one_line_if_unwritable,
     refuse_files_of_others,
 )
-from pyext_plugins.side.memory import RESIDENT, SAVED
 from pyext_plugins.side.training import Score, evaluate
 
 MIB = 2**20
