@@ -25,7 +25,7 @@ def test_the_demo_reports_all_parts_and_claims(tmp_path):
     ]
     same, *rest = report.claims
     assert same.held and len(rest) == 3
-    assert all(claim.measured is not None for claim in rest[:-1])  # memory not on every system
+    assert all(claim.measured is not None for claim in rest)
     report.save(tmp_path / "report.json")
 
 
@@ -50,7 +50,7 @@ def test_both_ways_of_training_give_all_adapters_their_gradients():
 
 
 def test_claims_can_fail(monkeypatch):
-    monkeypatch.setattr(demo, "peak_bytes", lambda pair, arm: 2 if arm == speed.OPS else 1)
+    monkeypatch.setattr(demo, "peak_bytes", lambda pair, arm: 10**6 * (arm == speed.OPS))
     monkeypatch.setattr(demo, "difference", lambda pair, length: (1.0, 2.0))
     timed = [
         speed.Timed(length, speed.ADAPTERS, 1, arm, [seconds])
