@@ -134,10 +134,6 @@ def test_adapters_of_half_precision_in_a_model_that_is_not():
     assert torch.equal(logits(model, BATCH), want)  # peft's loop, as the inputs are rounded
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.ops.pyext, "lowrank_lora_shrink"),
-    reason="the reference does not run under autocast",
-)
 def test_autocast():
     model = models.adapted(models.llama(), LINEAR)
     with torch.autocast("cpu", torch.bfloat16):

@@ -19,7 +19,6 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pyext.runtime import use_threads
-from pyext_plugins.memory import PeakResident
 from pyext_plugins.multilora.mixed import enable
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
