@@ -65,7 +65,8 @@ def run(
     tasks = make_tasks(plan, batch, max_length)
     make_output_folder(work)
     identity = plan.identity() | {"batches": f"{batch} texts of {max_length} tokens"}
-    merger = METHODS[method](plan.base.load(work if stream else None), tasks, settings, identity)
+    model = plan.base.load(work if stream else None)
+    merger = METHODS[method](model, tasks, settings, identity, work)
     with interruptible() as pressed, one_line_if_unwritable(output):
 
         def stopped() -> bool:

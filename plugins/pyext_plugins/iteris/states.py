@@ -98,7 +98,7 @@ class State:
             calls: of blocks, up to there.
             outputs: of the lists that came further.
         """
-        self._prefix.parent.mkdir(exist_ok=True)
+        self._prefix.parent.mkdir(parents=True, exist_ok=True)
         for key, output in outputs.items():
             for place, leaf in enumerate(output.leaves):
                 if isinstance(leaf, Tensor) and not leaf.is_meta:
