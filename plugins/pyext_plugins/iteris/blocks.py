@@ -18,7 +18,7 @@ class Reached(Exception):
 
 
 class Blocks:
-    """The members of a model's outermost lists of modules, of those lists that hold some of interest.
+    """The members of those of a model's outermost lists that hold modules of interest.
 
     In a pass that goes on from a state, blocks that are done are not run: each is taken to give
     what the last one of its list gave. The rest of the model, between lists and before them, is
@@ -109,9 +109,7 @@ class _Pass:
         self._state.keep(self._kept, self._new)
 
 
-def _outermost_lists(
-    model: nn.Module, names: Sequence[str]
-) -> Iterator[tuple[str, nn.ModuleList]]:
+def _outermost_lists(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[str, nn.ModuleList]]:
     """Those with some of the named modules in their members."""
     found: list[str] = []
     for path, module in model.named_modules():
