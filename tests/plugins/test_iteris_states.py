@@ -9,11 +9,10 @@ from pyext_plugins.iteris.adapters import LowRank
 from pyext_plugins.iteris.branch import Brancher
 from pyext_plugins.iteris.merging import Merging
 from pyext_plugins.iteris.settings import Settings
-from pyext_plugins.iteris.tasks import Batch, Task, targeted
+from pyext_plugins.iteris.tasks import Batch, Task
 from torch import nn
 
 from tests.plugins import merging
-from tests.plugins.merging import transformers
 
 WIDTH, RANK, DEPTH = 8, 2, 4
 
