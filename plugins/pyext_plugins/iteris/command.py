@@ -59,7 +59,7 @@ def run(
     work = output.parent / f".{output.name}.work"
     if output.exists():
         raise UserError(f"--output: {output} exists already; choose another name, or remove it")
-    plan = make_plan(base, adapters, samples, weights, output, settings, stream)
+    plan = make_plan(base, adapters, samples, weights, output, settings, max_length, stream)
     if not process:
         print(f"needs about {plan.memory / GIB:.2f} GiB of memory, {plan.disk / GIB:.2f} of disk")
     tasks = make_tasks(plan, batch, max_length)

@@ -243,7 +243,12 @@ def _same(one: Mapping[str, LowRank], other: Mapping[str, LowRank]) -> bool:
     )
 
 
-def merge(model: nn.Module, tasks: Sequence[Task], settings: Settings | None = None) -> Merged:
+def merge(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    settings: Settings | None = None,
+    folder: Path | None = None,
+) -> Merged:
     """Merge adapters of one base by IterIS.
 
     Args:
@@ -251,11 +256,13 @@ def merge(model: nn.Module, tasks: Sequence[Task], settings: Settings | None = N
         tasks: at least one, with names that differ: each the updates of an adapter and batches of
             its samples.
         settings: how to merge.
+        folder: for what a sweep keeps of the samples on its way, and removes; None for a temporary
+            one.
 
     Raises:
         UserError: bad input, which is then named.
     """
-    merging = Merging(model, tasks, settings or Settings())
+    merging = Merging(model, tasks, settings or Settings(), folder=folder)
     while not merging.done:
         merging.advance()
     return merging.result()
