@@ -24,9 +24,22 @@ _LOADED = 1  # version of a tensor that was written into once
 
 
 @dataclass(frozen=True)
+class OnDisk:
+    """Stands for a tensor. No tensor on the device "meta" does: its few bytes, in between the large
+    blocks that come and go, would keep an allocator from using these again."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(tensor: Tensor) -> OnDisk:
+        return OnDisk(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+@dataclass(frozen=True)
 class Output:
-    """What a block gave, as a tree: its leaves are tensors and plain values. A tensor on the device
-    "meta" stands for one that is on disk."""
+    """What a block gave, as a tree: its leaves are tensors, or stand for them, and plain values."""
 
     leaves: list[Any]
     spec: TreeSpec
@@ -48,12 +61,12 @@ class Output:
                 return None
             else:
                 on_disk = held is not None and held._has(place, leaf)
-                copies.append(leaf.to("meta") if on_disk else leaf.clone())
+                copies.append(OnDisk.of(leaf) if on_disk else leaf.clone())
         return Output(copies, spec)
 
     def on_disk(self) -> Output:
         """The same, once its tensors are."""
-        leaves = [own.to("meta") if isinstance(own, Tensor) else own for own in self.leaves]
+        leaves = [OnDisk.of(own) if isinstance(own, Tensor) else own for own in self.leaves]
         return Output(leaves, self.spec)
 
     def tree(self) -> Any:
@@ -101,7 +114,7 @@ class State:
         self._prefix.parent.mkdir(parents=True, exist_ok=True)
         for key, output in outputs.items():
             for place, leaf in enumerate(output.leaves):
-                if isinstance(leaf, Tensor) and not leaf.is_meta:
+                if isinstance(leaf, Tensor):
                     save_file({_ENTRY: leaf.cpu().contiguous()}, self._path(key, place))
             self._given[key] = output.on_disk()
         self.calls = calls
@@ -110,9 +123,9 @@ class State:
         return self._prefix.with_name(f"{self._prefix.name}-{key}-{place}.safetensors")
 
     def _loaded(self, key: int, place: int, leaf: Any, device: torch.device) -> Any:
-        if not isinstance(leaf, Tensor):
+        if not isinstance(leaf, OnDisk):
             return leaf
-        found = torch.empty_like(leaf, device=device)
+        found = torch.empty_strided(leaf.shape, leaf.stride, dtype=leaf.dtype, device=device)
         # Copied out of the mapped file, where memory is not aligned as a model's own: kernels may
         # give other bits for it.
         with safe_open(self._path(key, place), framework="pt") as file:
