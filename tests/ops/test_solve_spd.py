@@ -207,6 +207,12 @@ def test_solutions_threads(count):
     assert_same_on_any_threads(run)
 
 
+def test_few_tokens_threads():
+    y, q, a = random(60, 200), random(60, 20, seed=1), random(20, 200, seed=2)
+    rho, gamma = random(20, seed=3), torch.tensor(0.1).double()
+    assert_same_on_any_threads(lambda: solve.dual_solve(y, q, a, rho, gamma))
+
+
 def test_solutions_opcheck():
     g, p = matrices(2, 6, 10), random(2, 3, 6)
     torch.library.opcheck(ops.solve_spd_solve.default, (g, p))

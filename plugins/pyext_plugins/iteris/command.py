@@ -59,13 +59,14 @@ def run(
     work = output.parent / f".{output.name}.work"
     if output.exists():
         raise UserError(f"--output: {output} exists already; choose another name, or remove it")
-    plan = make_plan(base, adapters, samples, weights, output, settings, stream)
+    plan = make_plan(base, adapters, samples, weights, output, settings, max_length, stream)
     if not process:
         print(f"needs about {plan.memory / GIB:.2f} GiB of memory, {plan.disk / GIB:.2f} of disk")
     tasks = make_tasks(plan, batch, max_length)
     make_output_folder(work)
     identity = plan.identity() | {"batches": f"{batch} texts of {max_length} tokens"}
-    merger = METHODS[method](plan.base.load(work if stream else None), tasks, settings, identity)
+    model = plan.base.load(work if stream else None)
+    merger = METHODS[method](model, tasks, settings, identity, work)
     with interruptible() as pressed, one_line_if_unwritable(output):
 
         def stopped() -> bool:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from pyext_plugins.iteris.groups import Group, find_groups
 from pyext_plugins.iteris.linear import base_weight
 from pyext_plugins.iteris.processes import shared
 from pyext_plugins.iteris.settings import Settings
+from pyext_plugins.iteris.states import States
 from pyext_plugins.iteris.statistics import Statistics, collect
 from pyext_plugins.iteris.system import Solution, System
 from pyext_plugins.iteris.tasks import Task, targeted
@@ -50,6 +52,7 @@ class Merging:
         tasks: at least one, with names that differ.
         settings: how to merge.
         identity: what a checkpoint must have in common with this merging, besides the settings.
+        folder: for what a sweep keeps of the samples on its way; None for a temporary one.
 
     Raises:
         UserError: a module is not run on the samples; or, in a sweep, more than once.
@@ -63,6 +66,7 @@ class Merging:
         tasks: Sequence[Task],
         settings: Settings,
         identity: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.model, self.tasks, self.settings = model, tasks, settings
         self._identity = dict(identity or {})
@@ -77,6 +81,7 @@ class Merging:
                 f"--schedule: {shared[0].first} is run {shared[0].calls} times in one pass, so no "
                 "sweep can solve it in its turn; use iterate"
             )
+        self._states = self._make_states(folder) if settings.schedule == "sweep" else None
         self.step, self.seconds, self.rounds_needed = 0, 0.0, settings.rounds
         self.updates: dict[str, LowRank] = {}
         self.rows: list[dict[str, Value]] = []
@@ -165,15 +170,32 @@ class Merging:
             for name in group.modules
         }
         self._weights = {name: {} for name in systems}
-        found = shared(
-            self.tasks, lambda task: collect(self.brancher, task, merged, groups, self.settings)
-        )
+        found = shared(self.tasks, lambda task: self._collect(task, merged, groups))
         for task, own in zip(self.tasks, found, strict=True):
             for group, statistics in own.items():
                 self._add(systems, task, group, statistics)
         names = list(systems)
         solutions = shared(names, lambda name: systems[name].solve())
         return dict(zip(names, solutions, strict=True))
+
+    def _collect(
+        self, task: Task, merged: Mapping[str, LowRank] | None, groups: Sequence[Group]
+    ) -> dict[Group, Statistics]:
+        found = collect(self.brancher, task, merged, groups, self.settings, self._states)
+        if self._states and self.step + 1 == self.steps:
+            # Before the others learn of the result: then the first process may remove the folder.
+            self._states.drop(task.name)
+        return found
+
+    def _make_states(self, folder: Path | None) -> States | None:
+        """Those of a sweep, if the model's structure is such that passes can go on from them."""
+        states, task = States(folder), self.tasks[0]
+        batch = task.batches[0].to(self.brancher.device)
+        trial, _ = states.of(task.name, 0)
+        with self.brancher.hooked():
+            can = self.brancher.can_go_on(batch, task.updates, self.groups, trial)
+        states.drop(task.name)
+        return states if can else None
 
     def _add(
         self, systems: Mapping[str, System], task: Task, group: Group, statistics: Statistics
@@ -221,7 +243,12 @@ def _same(one: Mapping[str, LowRank], other: Mapping[str, LowRank]) -> bool:
     )
 
 
-def merge(model: nn.Module, tasks: Sequence[Task], settings: Settings | None = None) -> Merged:
+def merge(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    settings: Settings | None = None,
+    folder: Path | None = None,
+) -> Merged:
     """Merge adapters of one base by IterIS.
 
     Args:
@@ -229,11 +256,13 @@ def merge(model: nn.Module, tasks: Sequence[Task], settings: Settings | None = N
         tasks: at least one, with names that differ: each the updates of an adapter and batches of
             its samples.
         settings: how to merge.
+        folder: for what a sweep keeps of the samples on its way, and removes; None for a temporary
+            one.
 
     Raises:
         UserError: bad input, which is then named.
     """
-    merging = Merging(model, tasks, settings or Settings())
+    merging = Merging(model, tasks, settings or Settings(), folder=folder)
     while not merging.done:
         merging.advance()
     return merging.result()

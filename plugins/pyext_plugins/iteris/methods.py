@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from torch import nn
@@ -27,10 +27,15 @@ class Merger(Work, Protocol):
         """What came out."""
 
 
-# From base, tasks, settings, and what a checkpoint must have in common with the work.
-Method = Callable[[nn.Module, Sequence[Task], Settings, Mapping[str, str]], Merger]
+# From base, tasks, settings, what a checkpoint must have in common with the work, and a folder for
+# files that the work needs on its way.
+Method = Callable[[nn.Module, Sequence[Task], Settings, Mapping[str, str], Path], Merger]
 
-METHODS: dict[str, Method] = {
-    "iteris": Merging,
-    **{name: partial(PeerMerging, name) for name in PEERS},
-}
+
+def _by_peer(name: str) -> Method:
+    return lambda model, tasks, settings, identity, folder: PeerMerging(
+        name, model, tasks, settings, identity
+    )
+
+
+METHODS: dict[str, Method] = {"iteris": Merging, **{name: _by_peer(name) for name in PEERS}}

@@ -61,12 +61,14 @@ def make_plan(
     weights: Sequence[float],
     output: Path,
     settings: Settings,
+    max_length: int,
     stream: bool = False,
 ) -> Plan:
     """Read and check everything but the base's weights.
 
     Args:
         weights: one for each adapter, or none for 1 each.
+        max_length: tokens of a text, at most.
         stream: the base's weights are to stay on disk.
 
     Raises:
@@ -91,7 +93,10 @@ def make_plan(
     found = Base(base, own)
     sizes = _sizes(found, own, settings)
     memory = sizes.memory + (0 if stream else found.bytes)
-    plan = Plan(found, own, texts, list(weights) or [1.0] * len(own), memory, 3 * sizes.result)
+    disk = 3 * sizes.result
+    if settings.schedule == "sweep":
+        disk += _states(found, sum(len(samples.texts) for samples in texts) * max_length)
+    plan = Plan(found, own, texts, list(weights) or [1.0] * len(own), memory, disk)
     _check_room(plan, output)
     return plan
 
@@ -117,6 +122,12 @@ def _sizes(base: Base, adapters: Sequence[Adapter], settings: Settings) -> _Size
     # A sweep holds the sums of modules with one input; at most a few, as queries, keys, values.
     held = sum(sums) if settings.schedule == "iterate" else 3 * max(sums)
     return _Sizes(held, result)
+
+
+def _states(base: Base, tokens: int) -> int:
+    """Bytes of what a sweep keeps: the hidden states of two models, of encoder and decoder."""
+    stacks = 2 if getattr(base.config, "is_encoder_decoder", False) else 1
+    return 2 * stacks * tokens * 4 * int(getattr(base.config, "hidden_size", 0))
 
 
 def _check_room(plan: Plan, output: Path) -> None:

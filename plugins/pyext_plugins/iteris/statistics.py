@@ -13,6 +13,7 @@ from pyext_plugins.iteris.adapters import LowRank
 from pyext_plugins.iteris.branch import Brancher
 from pyext_plugins.iteris.groups import Group
 from pyext_plugins.iteris.settings import Settings
+from pyext_plugins.iteris.states import States
 from pyext_plugins.iteris.tasks import Task
 
 SKETCH_ABOVE = 2048  # inputs wider than this get no dense cross-Gram
@@ -154,12 +155,14 @@ def collect(
     merged: Mapping[str, LowRank] | None,
     groups: Sequence[Group],
     settings: Settings,
+    states: States | None = None,
 ) -> dict[Group, Statistics]:
     """Run one task's samples through its own model and the merged one.
 
     Args:
         merged: updates of the merged model; None where it reads what the task's own model reads.
         groups: of modules whose inputs are wanted.
+        states: that both models go on from, and where they leave off; None to run all blocks.
 
     Raises:
         UserError: an input is not finite; it names task, module and batch.
@@ -168,8 +171,9 @@ def collect(
     found: dict[Group, Statistics] = {}
     for number, batch in enumerate(task.batches):
         batch = batch.to(brancher.device)
-        own = brancher.inputs(batch, task.updates, wanted)
-        theirs = own if merged is None else brancher.inputs(batch, merged, wanted)
+        own_state, their_state = states.of(task.name, number) if states else (None, None)
+        own = brancher.inputs(batch, task.updates, wanted, own_state)
+        theirs = own if merged is None else brancher.inputs(batch, merged, wanted, their_state)
         for group in groups:
             if group.first not in own:  # an expert that sees none of these tokens
                 continue

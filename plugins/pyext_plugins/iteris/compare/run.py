@@ -64,7 +64,7 @@ def run(
     own = Metric(metric)
     if not samples:
         raise UserError("--samples: expected a file for each adapter, got none")
-    plan = make_plan(base, adapters, samples, weights, output, settings)
+    plan = make_plan(base, adapters, samples, weights, output, settings, max_length)
     make_output_folder(output)
     with interruptible() as stopped, one_line_if_unwritable(output):
         records = Records(output, _inputs(plan, own, settings, batch, max_length))
@@ -166,7 +166,8 @@ class Comparison:
     def _merged(self, method: str) -> Modules:
         if method in ITERIS:
             settings = replace(self.settings, target=ITERIS[method])  # type: ignore[arg-type]
-            return merge_by_iteris(self.model, self.tasks, settings).modules
+            folder = self.records.folder
+            return merge_by_iteris(self.model, self.tasks, settings, folder).modules
         return merge_by_peer(method, self.problem)
 
     def _scores(self, modules: Modules) -> dict[str, float]:
