@@ -163,7 +163,7 @@ def test_a_qformer_is_taken_out_of_a_whole_model(kind, tmp_path):
 def test_other_settings_other_earlier_paths_and_files_of_the_user_are_refused(model, tmp_path):
     data, out = features(tmp_path / "f.safetensors"), tmp_path / "out"
     train(model, "video", data, out, epochs=1)
-    with pytest.raises(UserError, match="holds a fit of method video, epochs 1, batch 8"):
+    with pytest.raises(UserError, match="holds a fit of modality video, epochs 1, batch 8"):
         train(model, "video", data, out, epochs=2)
     train(model, "video", data, tmp_path / "other", epochs=2)
     train(model, "audio", data, tmp_path / "audio", out, epochs=1)

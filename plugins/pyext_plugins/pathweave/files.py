@@ -43,7 +43,8 @@ def save_paths(model: PathWeave, folder: str | Path, **facts: Any) -> None:
     content = {**describe(model), **facts}
     tensors = {name: own.detach().cpu().contiguous() for name, own in named_tensors(model).items()}
     with whole_file(folder / WEIGHTS) as path:
-        save_file(tensors, path, metadata={"format": "pt", "pathweave": json.dumps(content)})
+        # One entry: safetensors writes several in any order.
+        save_file(tensors, path, metadata={"pathweave": json.dumps(content)})
     with whole_file(folder / CONFIG) as path:
         path.write_text(json.dumps(content, indent=2) + "\n")
 

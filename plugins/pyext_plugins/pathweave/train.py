@@ -113,7 +113,7 @@ def _report(training: Training, reader: Reader, score: Score, held_out: int) -> 
     trained = sum(parameter.numel() for parameter in training.parameters.values())
     total = sum(parameter.numel() for parameter in reader.parameters())
     row: dict[str, Value] = {
-        "modality": training.arm,
+        "modality": training.name,
         "after": ", ".join(reader.names[:-1]) or "-",
         "trained parameters": trained,
         "share": f"{trained / total:.1%}",

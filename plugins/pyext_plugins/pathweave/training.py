@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,9 @@ from pyext_plugins.pathweave.model import RANK
 from pyext_plugins.pathweave.paths import Gate
 from pyext_plugins.pathweave.reader import Reader
 from pyext_plugins.ranges import check_ranges
-from pyext_plugins.side import training as side
+from pyext_plugins.training import BatchTraining
 
+WARM_UP = 0.06  # of the steps
 WEIGHT_DECAY = 0.05  # the authors'
 
 
@@ -66,7 +68,7 @@ class Settings:
             raise UserError(f"--step-size: expected above 0 and below 10, got {self.step_size}")
 
 
-class Training(side.Training):
+class Training(BatchTraining):
     """The newest modality of a reader being trained.
 
     Args:
@@ -77,6 +79,8 @@ class Training(side.Training):
         identity: what else a checkpoint must have in common with this training.
     """
 
+    model: Reader
+
     def __init__(
         self,
         name: str,
@@ -85,21 +89,46 @@ class Training(side.Training):
         settings: Settings,
         identity: dict[str, str],
     ) -> None:
-        super().__init__(name, cast(Any, reader), cast(Any, batches), cast(Any, settings), identity)
-        self.optimizer.param_groups[0]["weight_decay"] = WEIGHT_DECAY
+        super().__init__(
+            reader,
+            settings.epochs,
+            len(batches),
+            settings.step_size,
+            settings.seed,
+            WARM_UP,
+            WEIGHT_DECAY,
+        )
+        self.name, self.batches, self.settings = name, batches, settings
+        self._identity = identity
 
     @property
     def device(self) -> torch.device:
-        return cast(Reader, self.model).base.device
+        return self.model.base.device
 
-    def _loss(self, number: int) -> Tensor:
-        loaded = cast(Batch, self.batches[number]).to(self.device)
-        return F.cross_entropy(cast(Reader, self.model)(loaded.inputs), loaded.labels)
+    @property
+    def samples_per_second(self) -> float:
+        rows = sum(len(batch.labels) for batch in self.batches) / len(self.batches)
+        return self.step * rows / self.seconds if self.seconds else 0.0
+
+    def loss(self, number: int) -> Tensor:
+        loaded = self.batches[number].to(self.device)
+        return F.cross_entropy(self.model(loaded.inputs), loaded.labels)
+
+    def tokens(self, number: int) -> int:
+        return self.batches[number].tokens
+
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must have in common with this training to go on with it."""
+        return {
+            "settings": json.dumps({"modality": self.name, **asdict(self.settings)}),
+            **self._identity,
+            "torch": version("torch"),
+            "transformers": version("transformers"),
+        }
 
     def _step_size(self) -> float:
         """Rising linearly to the largest, then falling by half a cosine."""
-        largest = cast(float, self.settings.step_size)
-        rising = max(1, round(side.WARM_UP * self.steps))
+        largest, rising = self._largest_step, self._rising
         if self.step < rising:
             return largest * (self.step + 1) / rising
         done = (self.step - rising) / max(1, self.steps - rising)
