@@ -7,7 +7,7 @@ import torch
 
 from pyext.ops import solve
 from pyext.reference import solve as reference
-from tests.ops.agreement import random
+from tests.ops.agreement import assert_same_on_any_threads, random
 from tests.ops.solve_layers import relative, spd
 
 ops = torch.ops.pyext
@@ -111,6 +111,18 @@ def test_dense_by_random_vectors():
         assert torch.equal(a, b)
     other = solve.truncate_dense(w, 5, method="rsvd", seed=1)
     assert not torch.equal(other.b, found.b)
+
+
+def test_truncation_threads():
+    u, v = random(3, 200, 24), random(3, 24, 150)
+    w = random(200, 150)
+
+    def run():
+        cut = solve.factored_svd(u, v, 8)
+        dense = [solve.truncate_dense(w, 8, method=method) for method in ("exact", "rsvd")]
+        return [x for result in (cut, *dense) for x in result]
+
+    assert_same_on_any_threads(run)
 
 
 def test_truncation_opcheck():

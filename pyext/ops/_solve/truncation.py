@@ -1,9 +1,21 @@
-"""`solve_factored_svd` and `solve_truncate_dense`: chains of torch's QR and SVD, for any device."""
+"""`solve_factored_svd` and `solve_truncate_dense`: chains of torch's QR and SVD, for any device.
+
+On the CPU they run on one thread: the vendor's decompositions and products give other bits on another
+number of threads.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
+
+from pyext.runtime import use_threads
+
+Results = TypeVar("Results")
 
 _library = torch.library.Library("pyext", "FRAGMENT")
 _library.define(
@@ -14,6 +26,17 @@ _library.define(
     "solve_truncate_dense(Tensor w, int rank, str method, int oversample=8, int n_iter=2, "
     "Tensor? chol=None, int seed=0) -> (Tensor b, Tensor a, Tensor sv, Tensor err)"
 )
+
+
+def _on_one_thread(function: Callable[..., Results]) -> Callable[..., Results]:
+    @wraps(function)
+    def alone(matrix: Tensor, *rest: Any, **options: Any) -> Results:
+        if matrix.device.type != "cpu":
+            return function(matrix, *rest, **options)
+        with use_threads(1):
+            return function(matrix, *rest, **options)
+
+    return alone
 
 
 def _signs(left: Tensor) -> Tensor:
@@ -42,6 +65,7 @@ def _kept(squares: Tensor, rank: int, energy: float) -> Tensor:
     return (before < energy * squares.sum(-1, keepdim=True)).sum(-1).clamp(max=rank)
 
 
+@_on_one_thread
 def _factored_svd(
     u: Tensor,
     v: Tensor,
@@ -96,6 +120,7 @@ def _range(w: Tensor, width: int, n_iter: int, seed: int) -> Tensor:
     return basis
 
 
+@_on_one_thread
 def _truncate_dense(
     w: Tensor,
     rank: int,
