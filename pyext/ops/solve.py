@@ -2,8 +2,8 @@
 
 Chen et al. 2025, "IterIS: Iterative Inference-Solving Alignment for LoRA Merging" (arXiv
 2411.15231), and RegMean (arXiv 2212.09849), in the exact low-rank form: the solution is a product
-of the adapters' B matrices and R right-hand sides. Sums are made in float64; a result is the same bits on any
-number of threads. There are no gradients.
+of the adapters' B matrices and R right-hand sides. Sums are made in float64; a result is the same
+bits on any number of threads. There are no gradients.
 """
 
 from __future__ import annotations

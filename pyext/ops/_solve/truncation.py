@@ -1,7 +1,7 @@
 """`solve_factored_svd` and `solve_truncate_dense`: chains of torch's QR and SVD, for any device.
 
-On the CPU they run on one thread: the vendor's decompositions and products give other bits on another
-number of threads.
+On the CPU they run on one thread: the vendor's decompositions and products give other bits on
+another number of threads.
 """
 
 from __future__ import annotations
