@@ -14,31 +14,22 @@ from pyext.interface.lowrank_checks import wide
 from pyext.ops import lowrank
 from pyext_plugins.multilora.stacks import Stack, Stacks
 
-Segments = tuple[Tensor, Tensor]
-
 
 class Routes:
-    """Segments of rows, made once for all layers that have the same adapters."""
+    """The adapter of every row, found once for all layers that have the same adapters."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, Segments] = {}
+        self._known: dict[Any, Tensor] = {}
 
-    def segments(
+    def of_rows(
         self, samples: Sequence[str], adapters: Sequence[str], rows: int, device: torch.device
-    ) -> Segments:
-        """For `lora_shrink`: samples of ``rows`` rows each, neighbours of one adapter together."""
+    ) -> Tensor:
+        """[N] int64 for `lora_shrink`: of samples of ``rows`` rows each; -1 for other adapters."""
         key = (tuple(samples), adapters, rows, device)
         if key not in self._known:
             number = {name: e for e, name in enumerate(adapters)}
-            start, ids = [0], [number.get(samples[0], -1)]
-            for i, sample in enumerate(samples):
-                own = number.get(sample, -1)
-                if own != ids[-1]:
-                    start.append(i * rows)
-                    ids.append(own)
-            start.append(len(samples) * rows)
-            made = [torch.tensor(x, dtype=torch.int32, device=device) for x in (start, ids)]
-            self._known[key] = (made[0], made[1])
+            own = torch.tensor([number.get(sample, -1) for sample in samples], device=device)
+            self._known[key] = own.repeat_interleave(rows)
         return self._known[key]
 
 
@@ -67,18 +58,18 @@ class Mixed:
         for stack in self.stacks.parts:
             if used.isdisjoint(stack.names):
                 continue
-            segments = self.routes.segments(adapter_names, stack.names, rows, x.device)
+            idx = self.routes.of_rows(adapter_names, stack.names, rows, x.device)
             A, B = stack.factors(used)
             scaling = [float(layer.scaling[name]) for name in stack.names]
             if A is None:
-                scale = _of_rows(stack.scale(scaling, result), segments)
+                scale = _of_rows(stack.scale(scaling, result), idx)
                 z = _looked_up(layer, x, adapter_names, stack) * scale
             else:
                 scale = stack.scale(self._made_up(scaling, stack), x)
-                z = lowrank.lora_shrink(rows_of_x, A, segments=segments, scale=scale)
+                z = lowrank.lora_shrink(rows_of_x, A, idx=idx, scale=scale)
             if stack.biased:
-                z = torch.cat([z, _of_rows(scale.new_tensor(scaling), segments)], 1)
-            result = _expanded(result, z, B, segments)
+                z = torch.cat([z, _of_rows(scale.new_tensor(scaling), idx)], 1)
+            result = _expanded(result, z, B, idx)
         return result
 
     def _made_up(self, scaling: list[float], stack: Stack) -> list[float]:
@@ -97,11 +88,9 @@ class Mixed:
         return x.masked_fill(torch.rand(x.shape, device=x.device) >= shares, 0)
 
 
-def _of_rows(values: Tensor, segments: Segments) -> Tensor:
+def _of_rows(values: Tensor, idx: Tensor) -> Tensor:
     """[N, 1]: of each row the value of its adapter, 0 of none."""
-    start, ids = segments
-    own = torch.where(ids >= 0, values[ids.clamp(min=0).long()], 0)
-    return own.repeat_interleave(start.diff().long())[:, None]
+    return torch.where(idx >= 0, values[idx.clamp(min=0)], 0)[:, None]
 
 
 def _looked_up(layer: Any, x: Tensor, samples: Sequence[str], stack: Stack) -> Tensor:
@@ -118,12 +107,11 @@ def _looked_up(layer: Any, x: Tensor, samples: Sequence[str], stack: Stack) -> T
     return (z if factor is None else z * factor.to(z.dtype)).view(-1, stack.rank)
 
 
-def _expanded(result: Tensor, z: Tensor, B: Tensor, segments: Segments) -> Tensor:
+def _expanded(result: Tensor, z: Tensor, B: Tensor, idx: Tensor) -> Tensor:
     if B.dtype not in (result.dtype, wide(result)):
         B = B.to(wide(result))
     given = result.is_leaf and result.requires_grad and torch.is_grad_enabled()
     inplace = result.is_contiguous() and not given
     flat = result.view(-1, result.shape[-1]) if inplace else result.reshape(-1, result.shape[-1])
-    return lowrank.lora_expand(
-        z.to(wide(result)), B, flat, segments=segments, inplace=inplace
-    ).view(result.shape)
+    y = lowrank.lora_expand(z.to(wide(result)), B, flat, idx=idx, inplace=inplace)
+    return y.view(result.shape)
