@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyext.interface.lowrank_checks import wide
+from pyext.ops._lowrank.wanted import wants_gradient
 from pyext.ops._refuse import refuse_double_backward
 
 _ops = torch.ops.pyext
@@ -103,7 +104,7 @@ def lora_expand_(base: Tensor, z: Tensor, B: Tensor, *rest: Any) -> None:
     """base becomes y."""
     if torch.compiler.is_compiling():
         base.copy_(_ops.lowrank_lora_expand(base, z, B, *rest))
-    elif torch.is_grad_enabled() and any(t.requires_grad for t in (base, z, B)):
+    elif wants_gradient(base, z, B):
         _ExpandInPlace.apply(base, z, B, *rest)
     else:
         _ops.lowrank_lora_expand_(base, z, B, *rest)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyext.interface.lowrank_checks import as_rows, wide
+from pyext.ops._lowrank.wanted import wants_gradient
 from pyext.ops._refuse import refuse_double_backward
 
 _ops = torch.ops.pyext
@@ -96,9 +97,7 @@ def mix_(base: Tensor, x: Tensor, *arguments: Any) -> None:
     if torch.compiler.is_compiling():
         y, _ = _ops.lowrank_mix(x, as_rows(base), *arguments)
         base.copy_(y.view(base.shape))
-    elif torch.is_grad_enabled() and any(
-        isinstance(t, Tensor) and t.requires_grad for t in (base, x, *arguments)
-    ):
+    elif wants_gradient(base, x, *arguments):
         _MixInPlace.apply(base, x, *arguments)
     else:
         _ops.lowrank_mix_(as_rows(base), x, *arguments)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyext.interface.lowrank_checks import wide
+from pyext.ops._lowrank.wanted import wants_gradient
 from pyext.ops._refuse import refuse_double_backward
 
 _ops = torch.ops.pyext
@@ -85,25 +86,15 @@ class _InPlace(torch.autograd.Function):
         return _gradients(ctx, g)
 
 
-def _wants_gradient(*arguments: Any) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    # No generator, which would take as long as the op does for a few rows.
-    for x in arguments:  # noqa: SIM110
-        if isinstance(x, Tensor) and x.requires_grad:
-            return True
-    return False
-
-
 def rows(*arguments: Any) -> tuple[Tensor, ...]:
     """`lowrank_rows`, which keeps what a backward needs where there will be one."""
-    out: tuple[Tensor, ...] = _ops.lowrank_rows(*arguments, _wants_gradient(*arguments))
+    out: tuple[Tensor, ...] = _ops.lowrank_rows(*arguments, wants_gradient(*arguments))
     return out
 
 
 def rows_(h: Tensor, *arguments: Any) -> None:
     """`lowrank_rows_` with a gradient; to a compiler, which cannot look into it, a copy."""
-    if not _wants_gradient(h, *arguments):
+    if not wants_gradient(h, *arguments):
         _ops.lowrank_rows_(h, *arguments, False)
     elif torch.compiler.is_compiling():
         h.copy_(_ops.lowrank_rows(h, *arguments, True)[0])
