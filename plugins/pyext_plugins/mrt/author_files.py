@@ -18,9 +18,9 @@ from pyext.errors import UserError
 from pyext.ops import lowrank as ops
 from pyext_plugins.mrt.config import MrtConfig
 from pyext_plugins.mrt.model import PROJECTOR, TEXT, VISION, MrtEditor, parts_of, used_blocks
+from pyext_plugins.pickled import read_tensors
 from pyext_plugins.reft.editing import base_of
 from pyext_plugins.reft.files import FLOAT32, put_in
-from pyext_plugins.reft.pyreft import read_pickle
 
 NAME = "rt_modules.bin"
 PLACES = {
@@ -93,7 +93,7 @@ def load_author_files(
 
 
 def _parts(path: Path) -> Part:
-    content = read_pickle(path)
+    content = read_tensors(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: expected state dicts by module, got {type(content).__name__}")
     parts: Part = {}

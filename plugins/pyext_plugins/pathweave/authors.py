@@ -13,7 +13,6 @@ repeats an in-adapter in the place where it was last used.
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from torch import Tensor
 from pyext.errors import UserError
 from pyext_plugins.pathweave.files import copy_tensors, named_tensors
 from pyext_plugins.pathweave.model import PathWeave
+from pyext_plugins.pickled import read_tensors
 
 _SITE = re.compile(
     r"bert\.(encoder\.layer\.\d+\.(?:attention|crossattention))"
@@ -102,11 +102,7 @@ def _rank(found: Mapping[str, Tensor], name: str, path: Path) -> int:
 
 def _read(path: Path, name: str) -> dict[str, Tensor]:
     """What a file says of a modality's Q-Former, by name without the Q-Former's."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no checkpoint"
-        raise UserError(f"{path} cannot be read as tensors alone: {reason}") from error
+    content = read_tensors(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{path}: expected a checkpoint with tensors under 'model'")
     start = f"{name}_Qformer."

@@ -6,7 +6,6 @@ and its subspace already orthonormal.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyext.errors import UserError
+from pyext_plugins.pickled import read_tensors
 from pyext_plugins.reft.config import KINDS, ReftConfig
 from pyext_plugins.reft.files import FLOAT32, put_in
 from pyext_plugins.reft.model import STACK, Editor
@@ -65,19 +65,6 @@ def load_pyreft(
     return put_in(Editor, model, config, _stacked(states, folder), folder, trainable, freeze)
 
 
-def read_pickle(path: Path) -> object:
-    """What `torch.save` wrote, if it is tensors and plain containers.
-
-    Raises:
-        UserError: it cannot be read, or is something else.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is cut off"
-        raise UserError(f"{path} cannot be read as tensors: {reason}") from error
-
-
 def _files(folder: Path) -> dict[tuple[int, int], Path]:
     """By layer and number."""
     found = {}
@@ -94,7 +81,7 @@ def _files(folder: Path) -> dict[tuple[int, int], Path]:
 
 
 def _read(path: Path, learned: bool) -> Mapping[str, Tensor]:
-    state = read_pickle(path)
+    state = read_tensors(path)
     if not isinstance(state, Mapping) or not set(KEYS[learned]) <= set(state):
         has = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise UserError(f"{path}: expected {', '.join(KEYS[learned])}, got {has}")

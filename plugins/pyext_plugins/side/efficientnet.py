@@ -6,14 +6,13 @@ Modules bear the names of the state dict that `pyext data` brings as ``efficient
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyext.errors import one_line
+from pyext.errors import UserError, one_line
+from pyext_plugins.pickled import read_tensors
 
 SIDE = 224  # pixels of the pictures it was trained on
 STEM, HEAD = 32, 1280
@@ -109,15 +108,14 @@ class EfficientNetLite0(nn.Module):
 def load(path: Path) -> EfficientNetLite0:
     """The network with the weights of a state dict.
 
-    Of the file only tensors by name are accepted. PyTorch's reader for weights makes nothing but
-    tensors and plain containers, runs no code of the file, and refuses whatever else is asked for.
+    Of the file only tensors by name are accepted.
 
     Raises:
         ValueError: the file is no such state dict, or one of another network.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+        state = read_tensors(path)
+    except UserError as error:
         raise ValueError(f"path: expected a state dict of tensors, {path} is none") from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
