@@ -1,6 +1,6 @@
 # CPU kernels, compiled once per instruction set into a namespace of its name.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-  set(PYEXT_ISAS baseline avx2 avx512)
+  set(PYEXT_ISAS baseline avx2 avx512 avx512_bf16)
 else()
   set(PYEXT_ISAS baseline)
 endif()
@@ -8,6 +8,7 @@ set(pyext_flags_baseline "")
 set(pyext_flags_avx2 -mavx2 -mfma)
 set(pyext_flags_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma
     -mprefer-vector-width=512)
+set(pyext_flags_avx512_bf16 ${pyext_flags_avx512} -mavx512bf16)
 
 function(pyext_add_isa_kernels target)
   foreach(isa IN LISTS PYEXT_ISAS)

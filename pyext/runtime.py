@@ -13,7 +13,9 @@ _C = load()
 
 
 def isa() -> str:
-    """The instruction set the CPU kernels use: ``baseline``, ``avx2`` or ``avx512``.
+    """The instruction set the CPU kernels use.
+
+    ``baseline``, ``avx2``, ``avx512``, or ``avx512_bf16``: that with products of bfloat16.
 
     Picked when the module loads: the best this machine has, or what the environment variable
     ``PYEXT_ISA`` names.

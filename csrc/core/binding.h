@@ -12,7 +12,7 @@ namespace pyext {
 // A family's backends: one for each instruction set that was built, and CUDA's if it was.
 template <class Backend>
 struct Backends {
-  const Backend *baseline, *avx2, *avx512;
+  const Backend *baseline, *avx2, *avx512, *avx512_bf16;
   const char* cuda_symbol;  // where a library in place of the CPU offers CUDA's
   const Backend* (*cuda)();
 
@@ -21,6 +21,7 @@ struct Backends {
     if (void* symbol = loaded_symbol(cuda_symbol))
       return *reinterpret_cast<const Backend* (*)()>(symbol)();
     const std::string name = isa();
+    if (name == "avx512_bf16") return *avx512_bf16;
     if (name == "avx512") return *avx512;
     return name == "avx2" ? *avx2 : *baseline;
   }
@@ -80,12 +81,16 @@ inline Context context_for(const at::Tensor& tensor, Scratch& scratch) {
   }                                              \
   namespace avx512 {                             \
   extern const family::Backend family##_backend; \
+  }                                              \
+  namespace avx512_bf16 {                        \
+  extern const family::Backend family##_backend; \
   }
-#define PYEXT_CPU_BACKENDS(family) \
-  &baseline::family##_backend, &avx2::family##_backend, &avx512::family##_backend
+#define PYEXT_CPU_BACKENDS(family)                                                 \
+  &baseline::family##_backend, &avx2::family##_backend, &avx512::family##_backend, \
+      &avx512_bf16::family##_backend
 #else
 #define PYEXT_DECLARE_X86_BACKENDS(family)
-#define PYEXT_CPU_BACKENDS(family) &baseline::family##_backend, nullptr, nullptr
+#define PYEXT_CPU_BACKENDS(family) &baseline::family##_backend, nullptr, nullptr, nullptr
 #endif
 
 #if defined(PYEXT_WITH_CUDA)

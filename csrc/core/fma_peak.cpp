@@ -25,7 +25,7 @@ double fma_peak(double seconds) {
   auto chains = baseline::fma_chains;
 #if defined(PYEXT_X86)
   if (isa() == "avx2") chains = avx2::fma_chains;
-  if (isa() == "avx512") chains = avx512::fma_chains;
+  if (isa().rfind("avx512", 0) == 0) chains = avx512::fma_chains;
 #endif
   using Clock = std::chrono::steady_clock;
   std::vector<double> rates(size_t(thread_count()), 0.0);

@@ -27,6 +27,7 @@ std::vector<std::string> supported() {
                       __builtin_cpu_supports("avx512vl");
   if (avx2) names.emplace_back("avx2");
   if (avx512) names.emplace_back("avx512");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) names.emplace_back("avx512_bf16");
 #endif
   return names;
 }

@@ -49,15 +49,25 @@ template <>
 PYEXT_INLINE Lanes<float> load_wide(const Float16* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 }
-template <>
-PYEXT_INLINE void store_narrow(Lanes<float> a, BFloat16* p) {
-  const __m512i bits = _mm512_castps_si512(a.r);
+PYEXT_INLINE __m256i rounded_to_bfloat16(__m512 a) {
+  const __m512i bits = _mm512_castps_si512(a);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-  const __mmask16 nan = _mm512_cmp_ps_mask(a.r, a.r, _CMP_UNORD_Q);
+  const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
   const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-  const __m512i all = _mm512_srli_epi32(_mm512_mask_mov_epi32(up, nan, quiet), 16);
-  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(all));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(up, nan, quiet), 16));
+}
+template <>
+PYEXT_INLINE void store_narrow(Lanes<float> a, BFloat16* p) {
+#if defined(__AVX512BF16__)
+  constexpr int kDenormal = 0x20;  // which the instruction takes for zeros
+  const __m256i x = __builtin_expect(_mm512_fpclass_ps_mask(a.r, kDenormal), 0)
+                        ? rounded_to_bfloat16(a.r)
+                        : (__m256i)_mm512_cvtneps_pbh(a.r);
+#else
+  const __m256i x = rounded_to_bfloat16(a.r);
+#endif
+  _mm256_storeu_si256((__m256i*)p, x);
 }
 template <>
 PYEXT_INLINE void store_narrow(Lanes<float> a, Float16* p) {

@@ -30,14 +30,15 @@ struct MixArgs {
   int64_t rows, in, out;  // N, Din, Do
   Adapters adapters;
   Activation act;
-  const S* x;             // [N, Din]
-  const S* base;          // [N, Do] or null
-  const T *A, *B;         // [E, r, Din], [E, r, Do]
-  const T *a, *c;         // [E, r], [E, Do] or null
-  const T *M, *m;         // [E, r, r], [E, r] or null
-  const T *scale, *gate;  // [E], [N, E] or null
-  S* y;                   // [N, Do] out; it may be base
-  T* u;                   // [N, columns] out
+  const S* x;               // [N, Din]
+  const S* base;            // [N, Do] or null
+  const T *A, *B;           // [E, r, Din], [E, r, Do]
+  bool stored_A, stored_B;  // all values of A, or of B and c, are such as S holds
+  const T *a, *c;           // [E, r], [E, Do] or null
+  const T *M, *m;           // [E, r, r], [E, r] or null
+  const T *scale, *gate;    // [E], [N, E] or null
+  S* y;                     // [N, Do] out; it may be base
+  T* u;                     // [N, columns] out
 };
 
 // Null results are not computed; those of a frozen adapter's A, B, a, c and scale are zero.

@@ -92,14 +92,35 @@ def test_mix_without(missing):
     compare(tensors, torch.float32, has_inner=inner, ranks=OPTIONS["ranks"])
 
 
-def test_mix_takes_factors_of_the_dtype_of_x():
-    tensors = {k: v.bfloat16() for k, v in inputs().items()}
+# Widths and ranks around pairs of values, around a panel and half of one.
+@pytest.mark.parametrize(
+    "rows, width, out, rank", [(19, 37, 21, 5), (40, 64, 48, 8), (33, 300, 17, 11), (3, 1, 1, 1)]
+)
+def test_mix_takes_factors_of_the_dtype_of_x(rows, width, out, rank):
+    tensors = inputs(rows, width, out, rank=rank)
+    for name in tensors.keys() - {"scale", "gate"}:
+        tensors[name] = tensors[name].bfloat16()
     for name in ("scale", "gate"):
         tensors[name] = tensors[name].float()
-    compare(tensors, torch.bfloat16, **OPTIONS)
-    y = lowrank.mix(**tensors, **OPTIONS)
-    (gradient,) = torch.autograd.grad(y.sum(), tensors["A"])
-    assert gradient.dtype == torch.bfloat16
+    inner = OPTIONS["has_inner"]
+    for isa in runtime.isas():
+        with runtime.use_isa(isa):
+            compare(tensors, torch.bfloat16, has_inner=inner)
+            y = lowrank.mix(**tensors, has_inner=inner)
+            (gradient,) = torch.autograd.grad(y.sum(), tensors["A"])
+            assert gradient.dtype == torch.bfloat16
+
+
+def test_results_are_rounded_as_torch_rounds():
+    smallest = torch.finfo(torch.float32).smallest_normal
+    numbers = [0.0, 1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, 3.4e38, torch.inf, torch.nan]
+    numbers += [smallest, smallest / 2, smallest * 1.01, smallest * 0.77, smallest * 2**-20]
+    values = torch.tensor([sign * x for sign in (1, -1) for x in numbers])
+    one = torch.ones(1, 1, dtype=torch.bfloat16)
+    for isa in runtime.isas():
+        with runtime.use_isa(isa):
+            y = lowrank.mix(one, torch.ones(1, 1, 1), values.view(1, 1, -1))
+        torch.testing.assert_close(y[0], values.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_mix_of_loras_is_their_sum():
@@ -123,8 +144,10 @@ def test_what_lies_beyond_a_rank_is_not_read():
         assert gradient.isfinite().all()
 
 
-def test_a_row_does_not_depend_on_its_neighbours():
-    tensors = inputs(rows=70, dtype=torch.float32)
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_a_row_does_not_depend_on_its_neighbours(dtype):
+    tensors = inputs(rows=70, dtype=dtype)
+    tensors["A"] = tensors["A"].to(dtype)
     whole = lowrank.mix(**tensors, **OPTIONS)
     for first, last in ((0, 1), (3, 40), (69, 70)):
         part = {k: v[first:last] if k in ("x", "base", "gate") else v for k, v in tensors.items()}

@@ -34,6 +34,7 @@ struct Mixture {
   Adapters adapters;
   Activation act;
   Tensor x, A, B, c, M, m, scale, gate;
+  bool stored_A, stored_B;
 
   Mixture(const Tensor& x_, const Tensor& A_, const Tensor& B_, const OptionalTensor& c_,
           const OptionalTensor& M_, const OptionalTensor& m_, const OptionalTensor& scale_,
@@ -50,6 +51,10 @@ struct Mixture {
     c = dense_wide(c_, "c", x, "x", {E, Do});
     M = dense_wide(M_, "M", x, "x", {E, r, r});
     m = dense_wide(m_, "m", x, "x", {E, r});
+    const auto stored = [&](const Tensor& factor) {
+      return factor.scalar_type() == x.scalar_type();
+    };
+    stored_A = stored(A_), stored_B = stored(B_) && (!c_ || stored(*c_));
     scale = dense_typed(scale_, "scale", wide_type(x), x, "x", {E});
     gate = dense_typed(gate_, "gate", wide_type(x), x, "x", {N, E});
     adapters = adapters_of(E, r, inner, ranks, frozen);
@@ -70,6 +75,8 @@ struct Mixture {
             pointer<S>(base),
             pointer<T>(A),
             pointer<T>(B),
+            stored_A,
+            stored_B,
             pointer<T>(a),
             pointer<T>(c),
             pointer<T>(M),

@@ -41,8 +41,10 @@ struct BackwardTile {
   using T = Wide<S>;
   const MixBackwardArgs<S>& args;
   const FactorRows<S>& factors;
+  const Projection<S>& projection;
+  const InnerMaps<T>&maps, &transposed;
   const ParameterSums<S>& sums;
-  T *products, *v, *du;  // [kTileRows, stride]: products with B's rows and c, coefficients of B's
+  T *products, *v, *du;  // [kMixRows, stride]: products with B's rows and c, coefficients of B's
                          // rows, and of A's
   T* own;                // the sums of this slice
 
@@ -55,14 +57,13 @@ struct BackwardTile {
     T *p = products + at + first, *value = v + at + first, *g_u = du + at + first;
     const T weight = weight_of(f, n, e);
     T inside = f.c ? products[at + columns + e] : T(0);
-    inner_map(f, e, u, value);
+    inner_map(f, maps, e, u, value);
     for (int i = 0; i < rank; ++i) {
       const T argument = value[i], result = activated(f.act, argument);
       inside += p[i] * result;
       p[i] = activated_backward(f.act, argument, weight * p[i]);  // to the activation's argument
       value[i] = weight * result;
     }
-    if (f.c) v[at + columns + e] = weight;
     if (args.g_gate) args.g_gate[n * count + e] = f.scale ? f.scale[e] * inside : inside;
     through_inner(e, u, p, g_u);
     if (f.adapters.frozen[e]) return;
@@ -79,11 +80,9 @@ struct BackwardTile {
       for (int i = 0; i < rank; ++i) g_u[i] = p[i];
       return;
     }
-    for (int j = 0; j < rank; ++j) g_u[j] = T(0);
+    transposed(e, rank, p, g_u);
     for (int i = 0; i < rank; ++i) {
       const int64_t row = e * int64_t(f.adapters.rank) + i;
-      const T* map = f.M + row * f.adapters.rank;
-      for (int j = 0; j < rank; ++j) g_u[j] += p[i] * map[j];
       if (args.g_m) own[sums.m + row] += p[i];
       T* g_map = own + sums.M + row * f.adapters.rank;
       for (int j = 0; args.g_M && j < rank; ++j) g_map[j] += p[i] * u[j];
@@ -97,7 +96,7 @@ struct BackwardTile {
       const int some = terms - j < kTileRows ? terms - j : kTileRows;
       const RowPointers<T> out(own + at + j * width, width, some);
       add_products<T>(some, width, out.at, out.at, {coefficients + j, 1, factors.stride}, count,
-                      rows);
+                      rows, next_terms<S>(width));
     }
   }
 
@@ -113,17 +112,24 @@ struct BackwardTile {
     }
   }
 
-  void run(int64_t first, int count, const T* panels) {
+  // An adapter's vectors may reach into those behind it, which are written later.
+  void row(int64_t n, int64_t at) {
+    const MixArgs<S>& f = args.forward;
+    for (int e = 0; e < f.adapters.count; ++e) adapter(n, at, e);
+    T* of_c = v + at + f.adapters.columns();
+    for (int e = 0; f.c && e < f.adapters.count; ++e) of_c[e] = weight_of(f, n, e);
+  }
+
+  void run(int64_t first, int count) {
     const MixArgs<S>& f = args.forward;
     const RowPointers<const S> g_y(args.g_y + first * f.out, f.out, count);
     const RowPointers<const S> x(f.x + first * f.in, f.in, count);
-    project(count, g_y.at, f.out, panels, factors.B_count, products, factors.stride);
-    for (int i = 0; i < count; ++i)
-      for (int e = 0; e < f.adapters.count; ++e) adapter(first + i, i * factors.stride, e);
+    projection(g_y.at, count, products, factors.stride);
+    for (int i = 0; i < count; ++i) row(first + i, i * factors.stride);
     if (args.g_x) {
       const RowPointers<S> g_x(args.g_x + first * f.in, f.in, count);
       add_products<S>(count, f.in, g_x.at, nullptr, {du, factors.stride, 1}, factors.A_count,
-                      factors.A);
+                      factors.A, next_sums<S>(f.in));
     }
     parameters(count, x.at, g_y.at);
   }
@@ -192,19 +198,28 @@ void mix_backward(const MixBackwardArgs<S>& args, const Context& context) {
   const MixArgs<S>& f = args.forward;
   const FactorRows<S> factors(f, context);
   const ParameterSums<S> sums(args);
-  const T* panels = packed(factors.B, factors.B_count, f.out, context);
+  const Projection<S> projection(factors.B, factors.B_count, f.out, f.stored_B, context);
+  const InnerMaps<T> maps(f, true, context), transposed(f, false, context);
   const int64_t step = slice_rows(f.rows, sums.size), slices = (f.rows + step - 1) / step;
   T* partial = scratch_values<T>(context, slices * sums.size);
   memset(partial, 0, size_t(slices * sums.size) * sizeof(T));
-  const int64_t tile = kTileRows * factors.stride;
+  const int64_t tile = kMixRows<S> * factors.stride;
   T* ranks = scratch_values<T>(context, thread_count() * 3 * tile);
   auto slice = [&](int64_t index, int worker) {
     T* mine = ranks + worker * 3 * tile;
-    BackwardTile<S> work{
-        args, factors, sums, mine, mine + tile, mine + 2 * tile, partial + index * sums.size};
+    BackwardTile<S> work{args,
+                         factors,
+                         projection,
+                         maps,
+                         transposed,
+                         sums,
+                         mine,
+                         mine + tile,
+                         mine + 2 * tile,
+                         partial + index * sums.size};
     const int64_t end = (index + 1) * step < f.rows ? (index + 1) * step : f.rows;
-    for (int64_t n = index * step; n < end; n += kTileRows)
-      work.run(n, int(end - n < kTileRows ? end - n : kTileRows), panels);
+    for (int64_t n = index * step; n < end; n += kMixRows<S>)
+      work.run(n, int(end - n < kMixRows<S> ? end - n : kMixRows<S>));
   };
   parallel_tasks(slices, slice);
   const Gather<S> gather{args, sums, partial, slices};

@@ -17,11 +17,12 @@ constexpr int kSums = (kRegisterBytes == 64 ? 16 : 8) / kRegistersOf<T> > 0
                           : 1;
 
 constexpr int64_t kDepth = 256;  // of a row at a time: its operands fit the first-level cache
-constexpr int kAhead = 512;      // bytes that rows are fetched ahead
+constexpr int64_t kAhead = 512;  // bytes that a row is fetched ahead, by itself
 
+// Fetches what lies `ahead` bytes behind p.
 template <class T>
-PYEXT_INLINE void prefetch(const T* p) {
-  __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
+PYEXT_INLINE void prefetch(const T* p, int64_t ahead) {
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + ahead);
 }
 
 inline int64_t blocks_of(int64_t columns) { return (columns + kLanes - 1) / kLanes; }
@@ -92,7 +93,7 @@ struct PanelLanes<float, true> {
 // sums[i] += sum over k of x[i][k] panel[k], for R rows and the lanes of V.
 template <class V, int R, class T>
 PYEXT_INLINE void multiply_panel(const T* const* x, int64_t depth, const T* panel, T* sums,
-                                 int64_t sums_stride, bool first) {
+                                 int64_t sums_stride, bool first, int64_t ahead) {
   V acc[R];
   PYEXT_UNROLL
   for (int i = 0; i < R; ++i) acc[i] = first ? V(T(0)) : V::load(sums + i * sums_stride);
@@ -104,7 +105,7 @@ PYEXT_INLINE void multiply_panel(const T* const* x, int64_t depth, const T* pane
   int64_t k = 0;
   for (; k + kLanes <= depth; k += kLanes) {
     PYEXT_UNROLL
-    for (int i = 0; i < R; ++i) prefetch(x[i] + k);
+    for (int i = 0; i < R; ++i) prefetch(x[i] + k, ahead);
     for (int j = 0; j < kLanes; ++j) step(k + j);
   }
   for (; k < depth; ++k) step(k);
@@ -115,7 +116,7 @@ PYEXT_INLINE void multiply_panel(const T* const* x, int64_t depth, const T* pane
 // The rows x in the type of the sums: themselves, or converted to `wide`, [R][kDepth].
 template <int R, class S>
 PYEXT_INLINE void widen_rows(const S* const* x, int64_t at, int64_t depth, Wide<S>* wide,
-                             const Wide<S>** out) {
+                             const Wide<S>** out, int64_t ahead) {
   PYEXT_UNROLL
   for (int i = 0; i < R; ++i) {
     if constexpr (std::is_same_v<S, Wide<S>>) {
@@ -123,7 +124,7 @@ PYEXT_INLINE void widen_rows(const S* const* x, int64_t at, int64_t depth, Wide<
     } else {
       out[i] = wide + i * kDepth;
       for_each_lanes(depth, [&](int64_t k, auto lanes) {
-        prefetch(x[i] + at + k);
+        prefetch(x[i] + at + k, ahead);
         load_wide(x[i] + at + k, lanes).store(wide + i * kDepth + k);
       });
     }
@@ -132,37 +133,46 @@ PYEXT_INLINE void widen_rows(const S* const* x, int64_t at, int64_t depth, Wide<
 
 template <int R, class S>
 void project_rows(const S* const* x, int64_t width, const Wide<S>* panels, int64_t columns,
-                  Wide<S>* out, int64_t stride) {
+                  Wide<S>* out, int64_t stride, int64_t ahead) {
   using T = Wide<S>;
   alignas(64) T wide[std::is_same_v<S, T> ? 1 : R * kDepth];
   for (int64_t at = 0; at < width; at += kDepth) {
     const int64_t depth = width - at < kDepth ? width - at : kDepth;
     const T* rows[R];
-    widen_rows<R>(x, at, depth, wide, rows);
+    widen_rows<R>(x, at, depth, wide, rows, ahead);
     for (int64_t b = 0; b < columns; b += kLanes) {
       const T* panel = panels + b * width + at * kLanes;
       if (columns - b <= kLanes / 2)
         multiply_panel<typename PanelLanes<T, true>::type, R>(rows, depth, panel, out + b, stride,
-                                                              at == 0);
+                                                              at == 0, ahead);
       else
-        multiply_panel<Lanes<T>, R>(rows, depth, panel, out + b, stride, at == 0);
+        multiply_panel<Lanes<T>, R>(rows, depth, panel, out + b, stride, at == 0, ahead);
     }
   }
 }
 
+// Calls body(first, R), R a constant, for groups of R of `count` rows: as many as there are sums
+// in registers, then four, then one.
+template <class T, class Body>
+PYEXT_INLINE void for_row_groups(int count, Body body) {
+  constexpr int kTall = kSums<T>;
+  int i = 0;
+  for (; i + kTall <= count; i += kTall) body(i, std::integral_constant<int, kTall>());
+  if constexpr (kTall > 4)
+    for (; i + 4 <= count; i += 4) body(i, std::integral_constant<int, 4>());
+  for (; i < count; ++i) body(i, std::integral_constant<int, 1>());
+}
+
 // out[i][j] = sum over k of x[i][k] w[j][k] for `count` rows and columns of the panels; what the
-// last panel has beyond them is filled, too. Rows of out begin `stride` apart.
+// last panel has beyond them is filled, too. Rows of out begin `stride` apart. As a row is read,
+// what lies `ahead` bytes behind is fetched.
 template <class S>
 void project(int count, const S* const* x, int64_t width, const Wide<S>* panels, int64_t columns,
-             Wide<S>* out, int64_t stride) {
-  constexpr int kTall = kSums<Wide<S>>;
-  int i = 0;
-  for (; i + kTall <= count; i += kTall)
-    project_rows<kTall>(x + i, width, panels, columns, out + i * stride, stride);
-  if constexpr (kTall > 4)
-    for (; i + 4 <= count; i += 4)
-      project_rows<4>(x + i, width, panels, columns, out + i * stride, stride);
-  for (; i < count; ++i) project_rows<1>(x + i, width, panels, columns, out + i * stride, stride);
+             Wide<S>* out, int64_t stride, int64_t ahead) {
+  for_row_groups<Wide<S>>(count, [&](int i, auto rows) {
+    project_rows<decltype(rows)::value>(x + i, width, panels, columns, out + i * stride, stride,
+                                        ahead);
+  });
 }
 
 // Coefficients of a sum of rows: that of term j in sum i is values[i sum_step + j term_step].
@@ -173,10 +183,26 @@ struct Coefficients {
   PYEXT_INLINE T operator()(int i, int64_t j) const { return values[i * sum_step + j * term_step]; }
 };
 
+// What is fetched while rows are added up, `bytes` behind what is read: of the base, or of the
+// terms, whichever of them comes from far.
+struct Ahead {
+  bool terms;
+  int64_t bytes;
+};
+
+constexpr int kSumRows = 4;  // that are summed together, where the base comes from far
+// And where the terms do, each of which is then read once for eight sums.
+template <class T>
+constexpr int kFarSumRows = kSums<T> >= 16 ? 8 : kSumRows;
+// Vectors that a cache line holds.
+template <class S>
+constexpr int kLineLanes = 64 > kLanes* int(sizeof(S)) ? 64 / (kLanes * int(sizeof(S))) : 1;
+
 // Columns [at, at + 16 C) of R sums.
-template <int R, int C, class Out, class In, class LanesOf>
+template <int R, int C, bool FetchTerms, class Out, class In, class LanesOf>
 PYEXT_INLINE void add_columns(Out* const* out, const Out* const* base, Coefficients<Wide<Out>> c,
-                              int64_t terms, const In* const* rows, int64_t at, LanesOf lanes) {
+                              int64_t terms, const In* const* rows, int64_t at, int64_t ahead,
+                              LanesOf lanes) {
   using V = WideLanes<Out>;
   V acc[R][C];
   PYEXT_UNROLL
@@ -185,12 +211,14 @@ PYEXT_INLINE void add_columns(Out* const* out, const Out* const* base, Coefficie
     for (int k = 0; k < C; ++k) {
       acc[i][k] = V(Wide<Out>(0));
       if (!base) continue;
-      prefetch(base[i] + at + k * kLanes);
+      if constexpr (!FetchTerms) prefetch(base[i] + at + k * kLanes, ahead);
       acc[i][k] = load_wide(base[i] + at + k * kLanes, lanes);
     }
   }
   for (int64_t j = 0; j < terms; ++j) {
     V row[C];
+    if constexpr (FetchTerms)
+      for (int k = 0; k < C; k += kLineLanes<In>) prefetch(rows[j] + at + k * kLanes, ahead);
     PYEXT_UNROLL
     for (int k = 0; k < C; ++k) row[k] = load_wide(rows[j] + at + k * kLanes, lanes);
     PYEXT_UNROLL
@@ -207,32 +235,46 @@ PYEXT_INLINE void add_columns(Out* const* out, const Out* const* base, Coefficie
   }
 }
 
-template <int R, class Out, class In>
+template <int R, bool FetchTerms, class Out, class In>
 void add_rows(int64_t width, Out* const* out, const Out* const* base, Coefficients<Wide<Out>> c,
-              int64_t terms, const In* const* rows) {
-  constexpr int kWide = kSums<Wide<Out>> / 4 > 0 ? kSums<Wide<Out>> / 4 : 1;
+              int64_t terms, const In* const* rows, int64_t ahead) {
+  constexpr int kTall = R > kSumRows ? R : kSumRows;
+  constexpr int kWide = kSums<Wide<Out>> / kTall > 0 ? kSums<Wide<Out>> / kTall : 1;
   int64_t at = 0;
   for (; at + kWide * kLanes <= width; at += kWide * kLanes)
-    add_columns<R, kWide>(out, base, c, terms, rows, at, AllLanes());
+    add_columns<R, kWide, FetchTerms>(out, base, c, terms, rows, at, ahead, AllLanes());
   for (; at + kLanes <= width; at += kLanes)
-    add_columns<R, 1>(out, base, c, terms, rows, at, AllLanes());
-  if (at < width) add_columns<R, 1>(out, base, c, terms, rows, at, FirstLanes(int(width - at)));
+    add_columns<R, 1, FetchTerms>(out, base, c, terms, rows, at, ahead, AllLanes());
+  if (at < width)
+    add_columns<R, 1, FetchTerms>(out, base, c, terms, rows, at, ahead,
+                                  FirstLanes(int(width - at)));
 }
 
 // out[i] = base[i] + sum over j of c(i, j) rows[j], for `count` sums of rows `width` wide; without
 // a base, zero takes its place. A base may be the sum's own place.
 template <class Out, class In>
 void add_products(int count, int64_t width, Out* const* out, const Out* const* base,
-                  Coefficients<Wide<Out>> c, int64_t terms, const In* const* rows) {
+                  Coefficients<Wide<Out>> c, int64_t terms, const In* const* rows,
+                  Ahead ahead = {false, kAhead}) {
   int i = 0;
-  const auto step = [&](auto tall) {
+  const auto step = [&](auto tall, auto far_terms) {
     constexpr int R = decltype(tall)::value;
     const Coefficients<Wide<Out>> own{c.values + i * c.sum_step, c.sum_step, c.term_step};
-    add_rows<R>(width, out + i, base ? base + i : nullptr, own, terms, rows);
+    add_rows<R, decltype(far_terms)::value>(width, out + i, base ? base + i : nullptr, own, terms,
+                                            rows, ahead.bytes);
     i += R;
   };
-  while (i + 4 <= count) step(std::integral_constant<int, 4>());
-  while (i < count) step(std::integral_constant<int, 1>());
+  const auto steps = [&](auto far_terms) {
+    constexpr int kFar = decltype(far_terms)::value ? kFarSumRows<Wide<Out>> : kSumRows;
+    while (i + kFar <= count) step(std::integral_constant<int, kFar>(), far_terms);
+    if constexpr (kFar > kSumRows)
+      while (i + kSumRows <= count) step(std::integral_constant<int, kSumRows>(), far_terms);
+    while (i < count) step(std::integral_constant<int, 1>(), far_terms);
+  };
+  if (ahead.terms)
+    steps(std::true_type());
+  else
+    steps(std::false_type());
 }
 
 }  // namespace pyext::PYEXT_ISA
