@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pyext.errors import UserError
+from pyext_plugins.options import Output, Seed
 
 if TYPE_CHECKING:
     from pyext_plugins.diffii.commands import Options
@@ -20,7 +21,6 @@ Data = Annotated[Path, typer.Argument(help="Folder with a folder of pictures for
 ModelFolder = Annotated[
     Path, typer.Option("--model", help="Folder of a diffusers pipeline: Stable Diffusion, or DDPM.")
 ]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")]
 Prompt = Annotated[
     str | None,
     typer.Option(help="With {} for the class's concept.", show_default="a photo of a {}"),
@@ -55,7 +55,6 @@ Single = Annotated[str, typer.Option(help="For a class of one picture: raise, or
 Degenerate = Annotated[str, typer.Option(help="For a pair on no circle: raise, or noise.")]
 Expansion = Annotated[int, typer.Option(help="Images for each original.")]
 Batch = Annotated[int, typer.Option(help="Images in a batch of the U-Net.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 Threads = Annotated[int | None, typer.Option(help="Of the CPU; bytes are the same for the same.")]
 

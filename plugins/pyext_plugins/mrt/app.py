@@ -10,6 +10,7 @@ import typer
 from pyext.errors import UserError
 from pyext_plugins.mrt.config import MrtConfig
 from pyext_plugins.mrt.training import Settings
+from pyext_plugins.options import Output, Seed
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -42,7 +43,7 @@ def train(
     data: Annotated[
         Path, typer.Option(help="CSV or JSON Lines file with image, question and answer.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
+    output: Output,
     epochs: Annotated[int, typer.Option(help="Over all samples.")] = Settings.epochs,
     batch: Annotated[int, typer.Option(help="Samples in a step.")] = Settings.batch,
     step_size: Annotated[float, typer.Option(help="Adam's.")] = Settings.step_size,
@@ -73,7 +74,7 @@ def train(
     holdout: Annotated[
         float, typer.Option(help="Share of the samples to test on.")
     ] = Settings.holdout,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = Settings.seed,
+    seed: Seed = Settings.seed,
 ) -> None:
     """Train editors on questions about pictures; write them and report.json.
 

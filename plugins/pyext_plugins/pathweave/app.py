@@ -8,6 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
+from pyext_plugins.options import Output, Seed
 from pyext_plugins.pathweave.paths import Gate
 from pyext_plugins.pathweave.training import Settings
 
@@ -38,7 +39,7 @@ def train(
     model: Model,
     modality: Annotated[str, typer.Option(help="Name of the new one.")],
     features: File,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
+    output: Output,
     previous: Annotated[
         Path | None, typer.Option("--from", help="Results of the modality before this one.")
     ] = None,
@@ -58,7 +59,7 @@ def train(
     holdout: Annotated[float, typer.Option(help="Share of the rows to test on.")] = (
         Settings.holdout
     ),
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = Settings.seed,
+    seed: Seed = Settings.seed,
 ) -> None:
     """Train a modality on features of its encoder; write all paths so far, and report.json.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pyext_plugins.options import Output, Seed
 from pyext_plugins.side.config import CONFIGS
 from pyext_plugins.side.training import Settings
 
@@ -26,7 +27,7 @@ def make_app(method: str) -> typer.Typer:
         data: Annotated[Path, typer.Option(help="CSV file with a line of column names.")],
         text_column: Annotated[str, typer.Option(help="The column to read.")],
         label_column: Annotated[str, typer.Option(help="The column to predict.")],
-        output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
+        output: Output,
         epochs: Annotated[int, typer.Option(help="Over all texts.")] = Settings.epochs,
         batch: Annotated[int, typer.Option(help="Texts in a step.")] = Settings.batch,
         step_size: Annotated[
@@ -41,7 +42,7 @@ def make_app(method: str) -> typer.Typer:
         holdout: Annotated[
             float, typer.Option(help="Share of the rows to test on.")
         ] = Settings.holdout,
-        seed: Annotated[int, typer.Option(help="Of everything random.")] = Settings.seed,
+        seed: Seed = Settings.seed,
         compare: Annotated[
             bool, typer.Option(help="Also train a linear probe, LoRA, and the whole encoder.")
         ] = False,

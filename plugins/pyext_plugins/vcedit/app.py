@@ -18,6 +18,7 @@ from pyext.files import make_output_folder
 from pyext.methods import resolve
 from pyext.scene import load
 from pyext.show import show_rows
+from pyext_plugins.options import Output
 from pyext_plugins.progress import interruptible
 from pyext_plugins.vcedit.cameras import load_cameras
 from pyext_plugins.vcedit.editing import Edit, Editor, Settings
@@ -43,7 +44,7 @@ def edit(
     editor: Annotated[
         str, typer.Option(help="module:function of (images [V, H, W, 3], consistency) -> images.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
+    output: Output,
     rounds: Annotated[int, typer.Option(help="Of editing and fitting.")] = Settings.rounds,
     steps: Annotated[int, typer.Option(help="Of the fit in each round.")] = Settings.steps,
     seed: Annotated[int, typer.Option(help="Of the order of views.")] = Settings.seed,

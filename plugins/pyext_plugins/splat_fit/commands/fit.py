@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pyext_plugins.options import Output
 from pyext_plugins.picture import load_picture
 from pyext_plugins.session import carry_out
 from pyext_plugins.splat_fit.fitting import Fit, Settings
@@ -15,7 +16,7 @@ from pyext_plugins.splat_fit.outputs import OUTPUT_NAMES, write_outputs
 
 def fit(
     image: Annotated[Path, typer.Argument(help="Any picture file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
+    output: Output,
     gaussians: Annotated[int, typer.Option(help="How many.")] = Settings.gaussians,
     steps: Annotated[int, typer.Option(help="Of the optimizer.")] = Settings.steps,
     seed: Annotated[int, typer.Option(help="Of the starting places.")] = Settings.seed,

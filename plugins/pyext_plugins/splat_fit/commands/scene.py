@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pyext_plugins.options import Output, Seed
 from pyext_plugins.session import carry_out
 from pyext_plugins.splat_fit import densify
 from pyext_plugins.splat_fit.dataset import BACKGROUNDS, Options, load_dataset
@@ -24,7 +25,7 @@ def scene(
             "poses and focal."
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
+    output: Output,
     steps: Annotated[int, typer.Option(help="Of the optimizer.")] = Default.steps,
     gaussians: Annotated[
         int, typer.Option(help="To start with where no points are known; with mcmc, at most.")
@@ -44,7 +45,7 @@ def scene(
     background: Annotated[
         str, typer.Option(help=f"Behind transparent pixels: {' or '.join(BACKGROUNDS)}.")
     ] = Options.background,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = Default.seed,
+    seed: Seed = Default.seed,
 ) -> None:
     """Train Gaussians on the photographs of DATA; write scene.ply, views.png and report.json.
 
