@@ -1,7 +1,7 @@
 // The contract between the torch binding and every backend of the family `solve`.
 //
 // A backend sees raw pointers and sizes only; bind/ has checked them. Activations come in any
-// storage type, which the kernels widen to double as they read; sums and solves are in double.
+// storage type, which the kernels widen as they read; sums and solves are in double.
 #pragma once
 
 #include <cstdint>
@@ -28,10 +28,15 @@ struct Segments {
   const double* weight;  // [rows] or null for 1; rows of weight 0 are not looked at
 };
 
+// Rows of a segment, from its first, whose products are summed by themselves: in float where
+// products are, which rows of double are not multiplied in.
+constexpr int64_t kChunk = 256;
+
 // gram[s] += x_s^T diag(weight) x_s, the lower triangle.
 struct GramArgs {
   Rows x;
   Segments segments;
+  Storage products;  // f64 or f32
   double* gram;  // [S, d, d]
 };
 
@@ -49,6 +54,7 @@ struct ProjectArgs {
 struct CrossArgs {
   Rows left, right;
   Segments segments;
+  Storage products;  // f64 or f32
   double* cross;  // [S, p, d]
 };
 
