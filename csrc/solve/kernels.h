@@ -37,7 +37,7 @@ struct GramArgs {
   Rows x;
   Segments segments;
   Storage products;  // f64 or f32
-  double* gram;  // [S, d, d]
+  double* gram;      // [S, d, d]
 };
 
 // h = x a^T, of rows of weight 0 zeros.
@@ -55,7 +55,7 @@ struct CrossArgs {
   Rows left, right;
   Segments segments;
   Storage products;  // f64 or f32
-  double* cross;  // [S, p, d]
+  double* cross;     // [S, p, d]
 };
 
 // out[s] += sum over rows of segment s of weight (y - bias)^2.

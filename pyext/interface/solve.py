@@ -111,10 +111,10 @@ def make_gram_acc_(op: Callable[..., Any]) -> Callable[..., None]:
                 count, whatever it holds. None: all ones.
             seg: [S + 1] int64, rising offsets of rows within [0, rows]: segment s is the rows
                 from seg[s] to seg[s + 1]. None: all rows, of one segment.
-            products: float64, or float32 unless x is float64: then products of up to 256 rows of a
-                segment, each times the root of its weight, are summed in float32, and those sums
-                in float64. That is up to twice as fast, and each entry is off by 2e-7 to 2e-5 of
-                the sum of its products' magnitudes: good for a regulariser of 1e-5 of the Gram's
+            products: type to multiply in; float64, or float32 unless x is float64. In float32 the
+                products of up to 256 rows of a segment are summed, and those sums in float64:
+                about twice as fast, and an entry is off by at most 2e-5, typically 1e-7, of the
+                magnitudes of its products. That is good for a regulariser of 1e-5 of the Gram's
                 norm or more. A product beyond 3e38 is infinite.
 
         Sums are made in float64, in an order that depends on the shapes alone.
@@ -187,8 +187,7 @@ def make_cross_acc_(op: Callable[..., Any]) -> Callable[..., None]:
         Args:
             cross: [S, p, d] or [p, d], float64 or float32, added to in place.
             left: [..., p]. right: [..., d]. As many rows each; their dtypes may differ.
-            row_weight, seg: see `gram_acc_`.
-            products: see `gram_acc_`, but for the weights, which multiply right.
+            row_weight, seg, products: see `gram_acc_`.
 
         Raises:
             ValueError, TypeError: an argument is wrong; it is named.

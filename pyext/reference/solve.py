@@ -63,8 +63,9 @@ def _product(left: Tensor, right: Tensor, products: torch.dtype) -> Tensor:
     """left^T right, summed in float64 over chunks of which each is summed in `products`."""
     if products == torch.float64:
         return left.T @ right
+    chunks = [rows.to(products).split(_CHUNK) for rows in (left, right)]
     sums = left.new_zeros(left.shape[1], right.shape[1])
-    for own, other in zip(left.to(products).split(_CHUNK), right.to(products).split(_CHUNK)):
+    for own, other in zip(*chunks, strict=True):
         sums += own.T @ other
     return sums
 

@@ -1,4 +1,5 @@
-// Gram and cross-Gram matrices of rows, summed in double; products in double, or in float by chunks.
+// Gram and cross-Gram matrices of rows, summed in double; products in double, or in float by
+// chunks.
 #pragma once
 
 #include <cmath>
@@ -69,8 +70,8 @@ inline void pack_task(const Rows& rows, int64_t first, int64_t count, const doub
   });
 }
 
-// sums[s] += left_s^T diag(weight) right_s, products in T. Without `left` both are `right`, each row
-// times the root of its weight, and the lower triangle is summed.
+// sums[s] += left_s^T diag(weight) right_s, products in T. Without `left` both are `right`, each
+// row times the root of its weight, and the lower triangle is summed.
 template <class T>
 inline void accumulate(const Rows* left, const Rows& right, const Segments& segments, double* sums,
                        const Context& context) {

@@ -1,6 +1,6 @@
-// Products of matrices, in tiles that stay in a core's cache. Both operands lie in panels of sixteen
-// columns, [depth][16] each, of double or float; Gram matrices, cross products and the trailing
-// update of a Cholesky decomposition are all made of these tiles, and are double.
+// Products of matrices, in tiles that stay in a core's cache. Both operands lie in panels of
+// sixteen columns, [depth][16] each, of double or float; Gram matrices, cross products and the
+// trailing update of a Cholesky decomposition are all made of these tiles, and are double.
 #pragma once
 
 #include "core/parallel.h"

@@ -75,8 +75,8 @@ static __global__ void __launch_bounds__(kThreads) product_kernel(ProductArgs ar
   }
 }
 
-inline void product(const Rows& left, const Rows& right, const Segments& segments,
-                    Storage products, double* sums, bool lower, const Context& context) {
+inline void product(const Rows& left, const Rows& right, const Segments& segments, Storage products,
+                    double* sums, bool lower, const Context& context) {
   const ProductArgs args{left,
                          right,
                          segments,
