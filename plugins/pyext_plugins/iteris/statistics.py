@@ -20,6 +20,12 @@ SKETCH_ABOVE = 2048  # inputs wider than this get no dense cross-Gram
 SIGNS = 64  # directions that its norm is estimated from instead, to about 5 %
 
 
+def products_of(settings: Settings, inputs: torch.dtype) -> torch.dtype:
+    """The type that inputs are multiplied in."""
+    narrow = settings.narrow and inputs != torch.float64
+    return torch.float32 if narrow else torch.float64
+
+
 class Statistics:
     """Sums over one task's tokens: x are the inputs that its own model gives a group of modules,
     xt those that the merged model gives them.
@@ -64,12 +70,14 @@ class Statistics:
     def add(self, brancher: Brancher, x: Tensor, xt: Tensor) -> None:
         """Take in the rows [rows, d] of one batch."""
         self.rows += x.shape[0]
-        gram_acc_(self.gram, xt)
+        products = products_of(self.settings, x.dtype)
+        gram_acc_(self.gram, xt, products=products)
         h = x.double() @ self._stack.T
         if self.cross is not None:
-            cross_acc_(self.cross[None], x, xt)
+            cross_acc_(self.cross[None], x, xt, products=products)
         else:
-            cross_acc_(self._projected, h.to(torch.promote_types(x.dtype, torch.float32)), xt)
+            projected = h.to(torch.promote_types(x.dtype, torch.float32))
+            cross_acc_(self._projected, projected, xt, products=products)
         start = 0
         for name, update in self.updates.items():
             own = h[:, start : start + update.rank]
