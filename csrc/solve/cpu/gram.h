@@ -80,7 +80,9 @@ inline void accumulate(const Rows* left, const Rows& right, const Segments& segm
   const int64_t panels = panels_of(d) + (left ? panels_of(p) : 0);
   int64_t round = kPackedBytes / (panels * kLanes * int64_t(sizeof(T))) / kChunk * kChunk;
   round = round < kChunk ? kChunk : round > 8 * kChunk ? 8 * kChunk : round;
-  const int64_t most = right.count < round ? right.count : round, step = most * kLanes;
+  const int64_t most = right.count < round ? right.count : round;
+  // More than a power of two: the chunks and rows of neighbouring panels lie in other cache sets.
+  const int64_t step = (most + kChunk + 1) * kLanes;
   auto* memory = static_cast<T*>(context.scratch(context.owner, panels * step * sizeof(T)));
   auto* scales = static_cast<double*>(context.scratch(context.owner, 2 * round * 8));
   double *ones = scales, *scale = scales + round;
