@@ -275,18 +275,20 @@ def test_the_norm_of_wide_cross_grams_is_estimated(net, monkeypatch):
     brancher = Brancher(net, NAMES)
     group = Merging(net, tasks, Settings()).groups[3]
 
-    def sums():
+    def sums(merged):
         with brancher.hooked():
-            return statistics.collect(brancher, tasks[0], {}, [group], Settings())[group]
+            return statistics.collect(brancher, tasks[0], merged, [group], Settings())[group]
 
-    exact = sums()
+    exact = sums({})
     monkeypatch.setattr(statistics, "SKETCH_ABOVE", 1)
-    estimated = sums()
+    estimated = sums({})
     assert estimated.cross is None
-    # 64 signs: a standard deviation of 5 %.
+    # 64 signs: a standard deviation of 5 % at most.
     assert 0 < abs(float(estimated.cross_norm() / exact.cross_norm()) - 1) < 0.25
     for name in group.modules:
         torch.testing.assert_close(estimated.projected(name), exact.projected(name))
+    same = sums(None)
+    torch.testing.assert_close(same.cross_norm(), same.gram_norm())
 
 
 def test_what_is_not_finite_is_named(net):
