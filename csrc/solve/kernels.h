@@ -28,15 +28,15 @@ struct Segments {
   const double* weight;  // [rows] or null for 1; rows of weight 0 are not looked at
 };
 
-// Rows of a segment, from its first, whose products are summed by themselves: in float where
-// products are, which rows of double are not multiplied in.
+// So many rows at a time have the sum of their products added to the rest: made in float, where
+// products are. A tile's values of as many rows fit the second-level cache.
 constexpr int64_t kChunk = 256;
 
 // gram[s] += x_s^T diag(weight) x_s, the lower triangle.
 struct GramArgs {
   Rows x;
   Segments segments;
-  Storage products;  // f64 or f32
+  Storage products;  // f64, or f32 where no row is f64
   double* gram;      // [S, d, d]
 };
 
@@ -54,7 +54,7 @@ struct ProjectArgs {
 struct CrossArgs {
   Rows left, right;
   Segments segments;
-  Storage products;  // f64 or f32
+  Storage products;  // f64, or f32 where no row is f64
   double* cross;     // [S, p, d]
 };
 

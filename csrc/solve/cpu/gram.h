@@ -15,10 +15,13 @@ using namespace pyext::solve;
 constexpr int64_t kPackPanels = 8;                  // that one task packs
 constexpr int64_t kPackedBytes = int64_t(1) << 25;  // of both operands, about: they stay in cache
 
-// Up to sixteen values in double; zeros beyond `lanes`.
-template <class S, class Lanes_>
-PYEXT_INLINE D load_double(const S* p, Lanes_ lanes) {
-  return to_double(load_wide(p, lanes));
+// Up to sixteen values in T, which is no narrower than they are; zeros beyond `lanes`.
+template <class T, class S, class Lanes_>
+PYEXT_INLINE Lanes<T> load_as(const S* p, Lanes_ lanes) {
+  if constexpr (sizeof(T) == 8)
+    return to_double(load_wide(p, lanes));
+  else
+    return load_wide(p, lanes);
 }
 
 // Rows [first, first + count) as panels of sixteen columns, each row times scale[row].
@@ -31,12 +34,6 @@ struct Packed {
 template <class S, class T>
 inline void pack_panels(const Rows& rows, int64_t first, int64_t count, const double* scale,
                         const Packed<T>& out, int64_t begin, int64_t end) {
-  const auto load = [](const S* x, auto lanes) {
-    if constexpr (sizeof(T) == 8)
-      return load_double(x, lanes);
-    else
-      return load_wide(x, lanes);
-  };
   for (int64_t k = 0; k < count; ++k) {
     const S* x = row_of<S>(rows, first + k);
     T* target = out.values + k * kLanes;
@@ -47,9 +44,9 @@ inline void pack_panels(const Rows& rows, int64_t first, int64_t count, const do
       if (!counts)
         Lanes<T>(T(0)).store(target + p * out.step);
       else if (left >= kLanes)
-        (load(x + p * kLanes, AllLanes()) * by).store(target + p * out.step);
+        (load_as<T>(x + p * kLanes, AllLanes()) * by).store(target + p * out.step);
       else
-        (load(x + p * kLanes, FirstLanes(int(left))) * by).store(target + p * out.step);
+        (load_as<T>(x + p * kLanes, FirstLanes(int(left))) * by).store(target + p * out.step);
     }
   }
 }
@@ -65,7 +62,7 @@ inline void pack_task(const Rows& rows, int64_t first, int64_t count, const doub
   const int64_t end = begin + kPackPanels < out.panels ? begin + kPackPanels : out.panels;
   for_storage(rows.type, [&](auto zero) {
     using S = decltype(zero);
-    if constexpr (sizeof(Wide<S>) <= sizeof(T))
+    if constexpr (sizeof(Wide<S>) <= sizeof(T))  // others do not come
       pack_panels<S, T>(rows, first, count, scale, out, begin, end);
   });
 }

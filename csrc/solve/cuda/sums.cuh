@@ -64,7 +64,10 @@ static __global__ void __launch_bounds__(kThreads) product_kernel(ProductArgs ar
     if (next < last && (next - begin) % kChunk != 0) continue;
     PYEXT_UNROLL
     for (int i = 0; i < kOwn; ++i) PYEXT_UNROLL
-    for (int j = 0; j < kOwn; ++j) sums[i][j] += double(chunk[i][j]), chunk[i][j] = T(0);
+    for (int j = 0; j < kOwn; ++j) {
+      sums[i][j] += double(chunk[i][j]);
+      chunk[i][j] = T(0);
+    }
   }
   PYEXT_UNROLL
   for (int i = 0; i < kOwn; ++i) PYEXT_UNROLL

@@ -58,7 +58,8 @@ def merge(
         str,
         typer.Option(
             help="Type to multiply inputs in: float64; float32, in half the time, which moves the "
-            "result by up to 1e-8 / alpha of itself; or auto: float32 from alpha 1e-5 on."
+            "result by up to 1e-8 / alpha of itself; or auto: float32 from alpha 1e-5 on, if "
+            "target is delta and reg is fro."
         ),
     ] = Settings.products,
     batch: Annotated[int, typer.Option(help="Texts that the base reads at once.")] = 8,
