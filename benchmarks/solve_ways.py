@@ -2,9 +2,9 @@
 
 Theirs, rewritten from the equations: the activations of every task are kept, their Gram and
 cross-Gram matrices are made and regularised in float32, only their weighted sums are float64, LU
-solves for as many right-hand sides as the layer has outputs, and outputs of all tokens are made for
+solves for as many right-hand sketch as the layer has outputs, and outputs of all tokens are made for
 a residual that nothing uses. Ours sums Gram matrices in float64, of the inputs' channels or, where
-they are few, of their tokens, and solves for as many right-hand sides as the adapters have ranks.
+they are few, of their tokens, and solves for as many right-hand sketch as the adapters have ranks.
 """
 
 from __future__ import annotations
@@ -69,10 +69,6 @@ def run_ours(shape: Shape, products: torch.dtype) -> Run:
     return lambda: [torch.cat(layer.b, 1).double() @ solve(layer, single, products)]
 
 
-def symmetric(lower: Tensor) -> Tensor:
-    return lower + lower.tril(-1).mT
-
-
 def by_channels(layer: Layer, single: Collected, products: torch.dtype) -> Tensor:
     """Z [R, d] from Gram matrices of the inputs.
 
@@ -87,7 +83,8 @@ def by_channels(layer: Layer, single: Collected, products: torch.dtype) -> Tenso
         ops.cross_acc_(cross[i], single.projected[i], merged, products=products)
     ridge = ALPHA * ops.sym_fro_norm(grams)
     g = ops.gram_combine(grams, lam[None], ridge[None])
-    by_signs = signs(layer.shape) @ symmetric(grams.float())
+    sketch, lower = signs(layer.shape), grams.float()
+    by_signs = sketch @ lower + sketch @ lower.mT - sketch * lower.diagonal(dim1=1, dim2=2)[:, None]
     pull = ridge * cross[:, RANK:].flatten(1).norm(dim=1) / by_signs.flatten(1).norm(dim=1)
     p = [lam[i] * SCALE * (cross[i, :RANK] + pull[i] * a.double()) for i, a in enumerate(layer.a)]
     return ops.spd_solve(g, torch.cat(p)[None], inplace_factor=True).z[0]
@@ -100,8 +97,8 @@ def by_tokens(layer: Layer, single: Collected, products: torch.dtype) -> Tensor:
     for i, merged in enumerate(layer.merged):
         ops.gram_acc_(tokens[i], merged.T.contiguous(), products=products)
     ridge = (lam * ALPHA * ops.sym_fro_norm(tokens)).sum()
-    squares = (torch.stack(single.tokens) * symmetric(tokens)).sum((1, 2))
-    pull = lam * SCALE * ALPHA * squares.clamp(min=0).sqrt()
+    inner = torch.stack(single.tokens) * (tokens + tokens.tril(-1).mT)
+    pull = lam * SCALE * ALPHA * inner.sum((1, 2)).clamp(min=0).sqrt()
     y = torch.cat([r * x for r, x in zip(root, layer.merged, strict=True)]).double()
     q = torch.block_diag(*(r * SCALE * h for r, h in zip(root, single.projected, strict=True)))
     rho = (pull / ridge).repeat_interleave(RANK)
