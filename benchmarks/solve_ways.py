@@ -2,14 +2,15 @@
 
 Theirs, rewritten from the equations: the activations of every task are kept, their Gram and
 cross-Gram matrices are made and regularised in float32, only their weighted sums are float64, LU
-solves for as many right-hand sketch as the layer has outputs, and outputs of all tokens are made for
+solves for as many right-hand sides as the layer has outputs, and outputs of all tokens are made for
 a residual that nothing uses. Ours sums Gram matrices in float64, of the inputs' channels or, where
-they are few, of their tokens, and solves for as many right-hand sketch as the adapters have ranks.
+they are few, of their tokens, and solves for as many right-hand sides as the adapters have ranks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -42,7 +43,9 @@ def energies(layer: Layer) -> list[Tensor]:
     ]
 
 
-def collect(layer: Layer) -> Collected:
+@cache
+def collect(shape: Shape) -> Collected:
+    layer = make_layer(shape)
     outputs = [
         x @ layer.base.T + SCALE * (x @ a.T) @ b.T
         for x, a, b in zip(layer.x, layer.a, layer.b, strict=True)
@@ -51,10 +54,10 @@ def collect(layer: Layer) -> Collected:
     for i, y in enumerate(outputs):
         ops.sumsq_acc_(energy[i : i + 1], y)
     lam = torch.stack(energies(layer)) / energy
-    if layer.shape.few:
+    if shape.few:
         projected = [x @ a.T for x, a in zip(layer.x, layer.a, strict=True)]
         return Collected(lam, projected, [x @ x.T for x in layer.x])
-    stacks = [torch.cat((a, signs(layer.shape))) for a in layer.a]
+    stacks = [torch.cat((a, signs(shape))) for a in layer.a]
     return Collected(lam, [x @ stack.T for x, stack in zip(layer.x, stacks, strict=True)], [])
 
 
@@ -64,7 +67,7 @@ def run_ours(shape: Shape, products: torch.dtype) -> Run:
     Its inputs are those of the merged model; what the single models' run left is given.
     """
     layer = make_layer(shape)
-    single = collect(layer)
+    single = collect(shape)
     solve = by_tokens if shape.few else by_channels
     return lambda: [torch.cat(layer.b, 1).double() @ solve(layer, single, products)]
 
