@@ -46,7 +46,8 @@ class Work:
 class Case:
     """One thing to measure: a stage of the computation on an input.
 
-    ``tolerance`` is in place of the family's.
+    ``tolerance`` is in place of the family's. A ``slow`` one is measured on the most threads alone,
+    in no more samples than quartiles need.
     """
 
     input: str
@@ -54,6 +55,7 @@ class Case:
     work: Work
     data: Any
     tolerance: float | None = None
+    slow: bool = False
 
 
 @dataclass(frozen=True)

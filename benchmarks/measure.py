@@ -11,6 +11,8 @@ import torch
 from benchmarks.harness import Case, Family, Limits, Outputs, Row, Run, Unavailable
 from benchmarks.limits import best_of, probes
 from benchmarks.turns import (
+    MIN_SAMPLES,
+    MIN_SLOW_SAMPLES,
     Clock,
     Sample,
     at_threads,
@@ -63,11 +65,13 @@ def measure_case(
 ) -> list[Row]:
     """Rows of one case: the timed ones, then those that were left out."""
     name = f"{case.input}, {case.stage}"
+    threads, least = ([max(threads)], MIN_SLOW_SAMPLES) if case.slow else (threads, MIN_SAMPLES)
     progress(f"{name}: checking", 0.0)
     left_out, runs = prepare(family, case, threads)
     samples = [at_threads(count, timed(run, clock)) for _, count, run in runs]
     samples += [at_threads(count, probe) for count in threads for probe in machine]
-    results = interleave(samples, seconds, clock, partial(progress, f"{name}: timing"))
+    told = partial(progress, f"{name}: timing")
+    results = interleave(samples, seconds, clock, told, least)
     bandwidths, peaks = results[len(runs) :: 2], results[len(runs) + 1 :: 2]
     # A family with a limit of its own has no samples of the machine's.
     limits = dict(zip(threads, map(best_of, bandwidths, peaks), strict=bool(machine)))

@@ -12,16 +12,21 @@ from pyext.runtime import use_threads
 Clock = Callable[[], float]
 Sample = Callable[[], float]
 
-MIN_SAMPLES = 3  # fewer have no quartiles
+MIN_SAMPLES = 3
+MIN_SLOW_SAMPLES = 2  # fewer have no quartiles
 TURN_SECONDS = 0.1  # a quick one samples several times in its turn
 
 wall_clock: Clock = time.perf_counter
 
 
 def interleave(
-    samples: Sequence[Sample], seconds: float, clock: Clock, progress: Callable[[float], None]
+    samples: Sequence[Sample],
+    seconds: float,
+    clock: Clock,
+    progress: Callable[[float], None],
+    least: int = MIN_SAMPLES,
 ) -> list[list[float]]:
-    """Let all take turns until the seconds are spent and all have `MIN_SAMPLES` samples.
+    """Let all take turns until the seconds are spent and all have ``least`` samples.
 
     What disturbs the machine for a while so disturbs all of them, and their ratios stay true. One
     that has had more than a turn above the least-served passes until the others have caught up, so
@@ -35,7 +40,7 @@ def interleave(
     def elapsed() -> float:
         return clock() - start
 
-    while elapsed() < seconds or min(map(len, results)) < MIN_SAMPLES:
+    while elapsed() < seconds or min(map(len, results)) < least:
         for i, sample in enumerate(samples):
             if elapsed() < seconds and spent[i] > min(spent) + TURN_SECONDS:
                 continue
@@ -45,7 +50,7 @@ def interleave(
                 taken.append(sample())
             results[i] += taken[1:] or taken
             spent[i] += clock() - turn
-        fewest = min(map(len, results)) / MIN_SAMPLES
+        fewest = min(map(len, results)) / least
         progress(min(fewest, elapsed() / seconds if seconds else 1.0, 1.0))
     return results
 

@@ -1,7 +1,7 @@
 // The contract between the torch binding and every backend of the family `solve`.
 //
 // A backend sees raw pointers and sizes only; bind/ has checked them. Activations come in any
-// storage type, which the kernels widen to double as they read; sums and solves are in double.
+// storage type, which the kernels widen as they read; sums and solves are in double.
 #pragma once
 
 #include <cstdint>
@@ -28,11 +28,16 @@ struct Segments {
   const double* weight;  // [rows] or null for 1; rows of weight 0 are not looked at
 };
 
+// So many rows at a time have the sum of their products added to the rest: made in float, where
+// products are. A tile's values of as many rows fit the second-level cache.
+constexpr int64_t kChunk = 256;
+
 // gram[s] += x_s^T diag(weight) x_s, the lower triangle.
 struct GramArgs {
   Rows x;
   Segments segments;
-  double* gram;  // [S, d, d]
+  Storage products;  // f64, or f32 where no row is f64
+  double* gram;      // [S, d, d]
 };
 
 // h = x a^T, of rows of weight 0 zeros.
@@ -49,7 +54,8 @@ struct ProjectArgs {
 struct CrossArgs {
   Rows left, right;
   Segments segments;
-  double* cross;  // [S, p, d]
+  Storage products;  // f64, or f32 where no row is f64
+  double* cross;     // [S, p, d]
 };
 
 // out[s] += sum over rows of segment s of weight (y - bias)^2.

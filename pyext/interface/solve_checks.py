@@ -58,6 +58,15 @@ def check_segments(
         raise ValueError(f"seg: expected the offsets of {segments} segments, got none")
 
 
+def check_products(products: torch.dtype, **rows: Tensor) -> None:
+    """The type to multiply in: float64, or float32 for rows that are not float64."""
+    if products not in SUMS:
+        raise TypeError(f"products: expected torch.float64 or torch.float32, got {products}")
+    for name, own in rows.items():
+        if products == torch.float32 and own.dtype == torch.float64:
+            raise TypeError(f"products: expected float64 for {name} in float64, got float32")
+
+
 def check_rank(rank: int, most: int, what: str) -> None:
     if not 1 <= rank <= most:
         raise ValueError(f"rank: expected 1 to {most} ({what}), got {rank}")

@@ -26,6 +26,7 @@ from pyext.interface.solve import (
 )
 
 _EPS = torch.finfo(torch.float64).eps
+_CHUNK = 256  # rows whose float32 products are summed by themselves
 
 
 def _segments(rows: int, seg: Tensor | None) -> Iterator[slice]:
@@ -58,31 +59,58 @@ def _rows(x: Tensor) -> int:
     return x.shape[:-1].numel()
 
 
-def solve_gram_acc_(gram: Tensor, x: Tensor, row_weight: Tensor | None, seg: Tensor | None) -> None:
+def _product(left: Tensor, right: Tensor, products: torch.dtype) -> Tensor:
+    """left^T right, summed in float64 over chunks of which each is summed in `products`."""
+    if products == torch.float64:
+        return left.T @ right
+    chunks = [rows.to(products).split(_CHUNK) for rows in (left, right)]
+    sums = left.new_zeros(left.shape[1], right.shape[1])
+    for own, other in zip(*chunks, strict=True):
+        sums += own.T @ other
+    return sums
+
+
+def solve_gram_acc_(
+    gram: Tensor,
+    x: Tensor,
+    row_weight: Tensor | None,
+    seg: Tensor | None,
+    products: torch.dtype = torch.float64,
+) -> None:
     """See `gram_acc_`."""
     weight = _weights(_rows(x), x, row_weight)
-    rows = _counted(x, weight)
+    rows = weight.sqrt() * _counted(x, weight)
     for s, part in enumerate(_segments(_rows(x), seg)):
-        gram[s] += (rows[part].T @ (weight[part] * rows[part])).tril().to(gram.dtype)
+        gram[s] += _product(rows[part], rows[part], products).tril().to(gram.dtype)
 
 
 def solve_gram_proj_acc_(
-    gram: Tensor, x: Tensor, a_stack: Tensor, row_weight: Tensor | None, seg: Tensor | None
+    gram: Tensor,
+    x: Tensor,
+    a_stack: Tensor,
+    row_weight: Tensor | None,
+    seg: Tensor | None,
+    products: torch.dtype = torch.float64,
 ) -> Tensor:
     """See `gram_proj_acc_`."""
-    solve_gram_acc_(gram, x, row_weight, seg)
+    solve_gram_acc_(gram, x, row_weight, seg, products)
     h = _counted(x, _weights(_rows(x), x, row_weight)) @ a_stack.double().T
     return h if x.dtype == torch.float64 else h.float()
 
 
 def solve_cross_acc_(
-    cross: Tensor, left: Tensor, right: Tensor, row_weight: Tensor | None, seg: Tensor | None
+    cross: Tensor,
+    left: Tensor,
+    right: Tensor,
+    row_weight: Tensor | None,
+    seg: Tensor | None,
+    products: torch.dtype = torch.float64,
 ) -> None:
     """See `cross_acc_`."""
     weight = _weights(_rows(right), right, row_weight)
     rows, others = _counted(left, weight), weight * _counted(right, weight)
     for s, part in enumerate(_segments(_rows(right), seg)):
-        cross[s] += (rows[part].T @ others[part]).to(cross.dtype)
+        cross[s] += _product(rows[part], others[part], products).to(cross.dtype)
 
 
 def solve_sumsq_acc_(

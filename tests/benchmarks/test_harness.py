@@ -9,7 +9,13 @@ import torch
 from benchmarks import report
 from benchmarks.harness import Limits, Row, Timing, Work, families, load_family
 from benchmarks.measure import against_best, compare, run_family
-from benchmarks.turns import MIN_SAMPLES, TURN_SECONDS, interleave, summarize
+from benchmarks.turns import (
+    MIN_SAMPLES,
+    MIN_SLOW_SAMPLES,
+    TURN_SECONDS,
+    interleave,
+    summarize,
+)
 from pyext.report import Claim
 from tests.benchmarks.fake_family import (
     BANDWIDTH,
@@ -83,6 +89,15 @@ def test_a_slow_one_waits_until_the_others_caught_up_and_still_gets_its_samples(
 def test_no_seconds_still_give_everyone_the_fewest_samples(clock):
     results = interleave([sample(clock, "a", 1.0)] * 2, 0.0, clock, lambda done: None)
     assert [len(result) for result in results] == [MIN_SAMPLES] * 2
+
+
+def test_slow_cases_are_measured_on_the_most_threads_alone(clock):
+    family = make_family(clock)
+    (case,) = family.cases()
+    family.cases = lambda: iter([replace(case, slow=True)])
+    rows = run_family(family, [1, 2], 0.0, clock=clock, limits=fake_limits)
+    timed = [row for row in rows if row.timing]
+    assert {(row.threads, row.timing.runs) for row in timed} == {(2, MIN_SLOW_SAMPLES)}
 
 
 def test_progress_rises_to_one(clock):

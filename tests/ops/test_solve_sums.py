@@ -29,19 +29,26 @@ def rows_of(rows, d, dtype, seed=0):
     return random(rows, d, seed=seed, dtype=dtype)
 
 
-def compare_gram(rows, d, dtype, sums=torch.float64, weights="none", segments=1):
-    x = rows_of(rows, d, dtype)
-    weight = {
+def weights_of(rows, kind):
+    return {
         "none": None,
         "mask": random(rows, seed=3) > 0,
         "weight": random(rows, seed=3).abs().float() * (random(rows, seed=4) > -1),
-    }[weights]
+    }[kind]
+
+
+def segments_of(rows, segments):
+    if segments == 1:
+        return None
+    seg = torch.linspace(1 if rows > 1 else 0, rows, segments + 1).long()
+    seg[1] = seg[2]
+    return seg
+
+
+def compare_gram(rows, d, dtype, sums=torch.float64, weights="none", segments=1):
+    x, weight, seg = rows_of(rows, d, dtype), weights_of(rows, weights), segments_of(rows, segments)
     if weight is not None:
         x[~(weight > 0)] = torch.nan
-    seg = None
-    if segments > 1:
-        seg = torch.linspace(1 if rows > 1 else 0, rows, segments + 1).long()
-        seg[1] = seg[2]
     a = random(5, d, seed=2, dtype=dtype)
     start = random(segments, d, d, seed=6, dtype=sums)
     got, want = start.clone(), start.clone()
@@ -78,6 +85,65 @@ def test_gram_of_more_rows_than_are_packed_at_once():
 
 def test_gram_in_float32():
     compare_gram(100, 40, torch.float32, sums=torch.float32)
+
+
+def assert_float32_products(got, want, magnitudes):
+    """Entries that are off by no more than sums of 256 float32 products may be: each product and
+    sum rounds once, and so do the root of a weight and its product with a value, twice each."""
+    assert got.shape == want.shape and got.dtype == want.dtype
+    assert bool(((got - want).abs() <= (256 + 5) * 2**-24 * magnitudes + 1e-300).all())
+
+
+def compare_float32_products(rows, d, dtype, weights="none", segments=1):
+    x, weight, seg = rows_of(rows, d, dtype), weights_of(rows, weights), segments_of(rows, segments)
+    left, a = rows_of(rows, 5, torch.float32, seed=1), random(5, d, seed=2, dtype=dtype)
+    options = {"row_weight": weight, "seg": seg}
+    for module in (solve, reference):
+        got, want, magnitudes = torch.zeros(3, segments, d, d, dtype=torch.float64)
+        h = module.gram_proj_acc_(got, x, a, products=torch.float32, **options)
+        assert_sums(h, reference.gram_proj_acc_(want, x, a, **options))
+        reference.gram_acc_(magnitudes, x.abs(), **options)
+        assert_float32_products(got, want, magnitudes)
+        alone = torch.zeros_like(got)
+        module.gram_acc_(alone, x, products=torch.float32, **options)
+        assert torch.equal(alone, got)
+        got, want, magnitudes = torch.zeros(3, segments, 5, d, dtype=torch.float64)
+        module.cross_acc_(got, left, x, products=torch.float32, **options)
+        reference.cross_acc_(want, left, x, **options)
+        reference.cross_acc_(magnitudes, left.abs(), x.abs(), **options)
+        assert_float32_products(got, want, magnitudes)
+
+
+NARROW = [dtype for dtype in DTYPES if dtype != torch.float64]
+
+
+@pytest.mark.numerics_small
+@pytest.mark.parametrize("rows, d", SMALL)
+@pytest.mark.parametrize("dtype", NARROW)
+def test_float32_products_small(rows, d, dtype):
+    compare_float32_products(rows, d, dtype, weights="weight", segments=3)
+
+
+@pytest.mark.parametrize("rows, d", [*SHAPES, (2500, 20)])
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("weights", ["none", "mask", "weight"])
+def test_float32_products(rows, d, dtype, weights):
+    compare_float32_products(rows, d, dtype, weights=weights)
+    compare_float32_products(rows, d, dtype, weights=weights, segments=4)
+
+
+@pytest.mark.numerics_small
+@pytest.mark.parametrize("module", [solve, reference])
+def test_where_float32_ends_and_float64_begins(module):
+    # In float32 what follows the first chunk would be lost; within a chunk it may not be exact.
+    for first, rest, exact in (([4096.0] * 256, 600, True), ([8192.0], 255, False)):
+        x = torch.tensor(first + [1.0] * rest)[:, None]
+        gram, cross = torch.zeros(2, 1, 1, dtype=torch.float64)
+        module.gram_acc_(gram, x, products=torch.float32)
+        module.cross_acc_(cross, x, x, products=torch.float32)
+        sum_of_squares = len(first) * first[0] ** 2 + rest
+        assert (gram.item() == sum_of_squares) is exact
+        assert (cross.item() == sum_of_squares) is exact
 
 
 def test_gram_adds_calls():
@@ -175,7 +241,8 @@ def test_combined_and_normed_small(d, dtype):
     assert relative(solve.sym_fro_norm(grams), reference.sym_fro_norm(grams)) < 1e-14
 
 
-def test_sums_threads():
+@pytest.mark.parametrize("products", [torch.float64, torch.float32])
+def test_sums_threads(products):
     x, y = rows_of(600, 140, torch.bfloat16), rows_of(600, 70, torch.float32)
     a = random(9, 140, dtype=torch.float32)
     seg = torch.tensor([0, 90, 600])
@@ -183,8 +250,8 @@ def test_sums_threads():
     def run():
         gram, cross = torch.zeros(2, 140, 140).double(), torch.zeros(2, 70, 140).double()
         square = torch.zeros(2).double()
-        h = solve.gram_proj_acc_(gram, x, a, seg=seg)
-        solve.cross_acc_(cross, y, x, seg=seg)
+        h = solve.gram_proj_acc_(gram, x, a, seg=seg, products=products)
+        solve.cross_acc_(cross, y, x, seg=seg, products=products)
         solve.sumsq_acc_(square, x, seg=seg)
         lam = torch.ones(1, 2).double()
         whole = solve.gram_combine(gram, lam, lam)
@@ -198,9 +265,10 @@ def test_sums_opcheck():
     grams, weight = torch.zeros(2, 4, 4).double(), torch.ones(10)
     lam = torch.ones(3, 2).double()
     check = torch.library.opcheck
-    check(ops.solve_gram_acc_.default, (grams, x, weight, seg))
-    check(ops.solve_gram_proj_acc_.default, (grams, x, x[:3].clone(), weight, seg))
-    check(ops.solve_cross_acc_.default, (grams, x, x.clone(), weight, seg))
+    for products in (torch.float64, torch.float32):
+        check(ops.solve_gram_acc_.default, (grams, x, weight, seg, products))
+        check(ops.solve_gram_proj_acc_.default, (grams, x, x[:3].clone(), weight, seg, products))
+        check(ops.solve_cross_acc_.default, (grams, x, x.clone(), weight, seg, products))
     check(ops.solve_sumsq_acc_.default, (grams[:, 0, 0].clone(), x, None, weight, seg))
     check(ops.solve_gram_combine.default, (grams, lam, lam))
     check(ops.solve_sym_fro_norm.default, (grams,))
@@ -210,7 +278,7 @@ def test_sums_compile_without_a_break():
     x, a = rows_of(30, 8, torch.float32), random(3, 8, dtype=torch.float32)
 
     def run(gram):
-        h = solve.gram_proj_acc_(gram, x, a)
+        h = solve.gram_proj_acc_(gram, x, a, products=torch.float32)
         return h, solve.sym_fro_norm(gram)
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
@@ -252,6 +320,20 @@ X = torch.zeros(6, 4)
         (GRAM, X, {"seg": torch.tensor([0, 6])}, ValueError, r"^seg: expected shape \[3\], got"),
         (
             GRAM[:1],
+            X,
+            {"products": torch.float16},
+            TypeError,
+            "^products: expected torch.float64 or torch.float32, got torch.float16$",
+        ),
+        (
+            GRAM[:1],
+            X.double(),
+            {"products": torch.float32},
+            TypeError,
+            "^products: expected float64 for x in float64, got float32$",
+        ),
+        (
+            GRAM[:1],
             torch.zeros(6, 4, requires_grad=True),
             {},
             NotImplementedError,
@@ -271,12 +353,23 @@ def test_other_errors(module):
     one = torch.ones(1, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match="^left: expected 6 rows as right, got 5$"):
         module.cross_acc_(GRAM[:1], X[:5], X)
+    for left, right, name in ((X.double(), X, "left"), (X, X.double(), "right")):
+        with pytest.raises(TypeError, match=f"^products: expected float64 for {name} in float64"):
+            module.cross_acc_(GRAM[:1], left, right, products=torch.float32)
     with pytest.raises(ValueError, match=r"^lam: expected positive values, got 0 at \[0, 0\]$"):
         module.gram_combine(GRAM, 0 * one, one)
     with pytest.raises(ValueError, match=r"^gamma: expected no negative value, got -1 at "):
         module.gram_combine(GRAM, one, -one)
     with pytest.raises(TypeError, match="^out: expected dtype torch.float64"):
         module.sumsq_acc_(torch.zeros(1), X)
+
+
+def test_the_ops_themselves_refuse_types_of_products():
+    for x, products in ((X, torch.float16), (X.double(), torch.float32)):
+        with pytest.raises(TypeError, match="^products: expected float64"):
+            ops.solve_gram_acc_(GRAM[:1], x, None, None, products)
+        with pytest.raises(TypeError, match="^products: expected float64"):
+            ops.solve_cross_acc_(GRAM[:1], x, X, None, None, products)
 
 
 def test_the_ops_themselves_refuse_gradients():

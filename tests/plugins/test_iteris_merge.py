@@ -196,6 +196,7 @@ def test_iterating_and_resuming_give_the_report_of_the_rounds(case):
         (["--alpha", "-1"], "--alpha: expected 0.0 to 1.0, got -1.0"),
         (["--rank", "0"], "--rank: expected 1 to 1000000, got 0"),
         (["--target", "ful"], "--target: expected delta, full, got 'ful'. Did you mean 'full'"),
+        (["--products", "float16"], "--products: expected auto, float32, float64, got 'float16'"),
         (["--method", "iterisx"], "--method: expected iteris.*Did you mean 'iteris'"),
         (["--weight", "1"], "--weight: expected one for each of 2 adapters, got 1"),
         (["--weight", "1", "--weight", "0"], "--weight: expected numbers above 0, got 0.0"),

@@ -48,6 +48,7 @@ class Net(nn.Module):
         return x
 
 
+PRECISE = [("delta", torch.float64), ("full", torch.float64)]
 NAMES = [f"blocks.{block}.{name}" for block in range(3) for name in "qkv"]
 
 
@@ -137,10 +138,21 @@ def test_each_layer_is_the_dense_solution_on_the_merged_prefix(net, target, reg,
         assert (found - wanted).norm() <= 1e-10 * wanted.norm(), name
 
 
-@pytest.mark.parametrize("target", ["delta", "full"])
+def narrowed(task):
+    """The task in float32."""
+    updates = {
+        name: LowRank(own.a.float(), own.b.float(), own.scale) for name, own in task.updates.items()
+    }
+    batches = [Batch({"x": batch.inputs["x"].float()}, batch.masks) for batch in task.batches]
+    return replace(task, updates=updates, batches=batches)
+
+
+@pytest.mark.parametrize("target, dtype", [*PRECISE, ("delta", torch.float32)])
 @pytest.mark.parametrize("rank", [None, 3])
-def test_iterating_converges_to_the_sweep(net, target, rank):
+def test_iterating_converges_to_the_sweep(net, target, dtype, rank):
     tasks = [make_task(1), make_task(2, shift=0.5)]
+    if dtype == torch.float32:
+        net, tasks = net.float(), [narrowed(task) for task in tasks]
     sweep = merge(net, tasks, Settings(target=target, rank=rank)).modules
     settings = Settings(target=target, rank=rank, schedule="iterate", rounds=20)
     iterated = merge(net, tasks, settings)
@@ -153,6 +165,46 @@ def test_iterating_converges_to_the_sweep(net, target, rank):
     last = NAMES[-1]
     gap = (once.modules[last].delta() - sweep[last].delta()).norm()
     assert gap > 1e-3 * sweep[last].delta().norm()
+
+
+def test_float32_products_move_the_result_as_little_as_alpha_allows(net):
+    # Grams are off by about a rounding, and the regulariser bounds what their inverse makes of it.
+    narrow, tasks = copy.deepcopy(net).float(), [make_task(1), make_task(2, shift=0.5)]
+    of32 = [narrowed(task) for task in tasks]
+    for alpha in (1e-5, 1e-4):
+        found, wanted = (
+            merge(narrow, of32, Settings(alpha=alpha, products=products))
+            for products in ("auto", "float64")
+        )
+        assert found.report.facts["products"] == "float32"
+        assert wanted.report.facts["products"] == "float64"
+        gaps = [
+            float((own.delta() - wanted.modules[name].delta()).norm() / own.delta().norm())
+            for name, own in found.modules.items()
+        ]
+        assert 0 < max(gaps) < 2**-24 / alpha
+    # Inputs in float64 are multiplied in float64.
+    forced, plain = (merge(net, tasks, Settings(products=own)) for own in ("float32", "float64"))
+    assert forced.report.facts["products"] == "float64"
+    for name, update in plain.modules.items():
+        assert torch.equal(forced.modules[name].delta(), update.delta())
+
+
+@pytest.mark.parametrize(
+    "options, narrow",
+    [
+        ({}, True),
+        ({"alpha": 1e-5}, True),
+        ({"alpha": 9e-6}, False),
+        ({"reg": "trace"}, False),
+        ({"reg": "diag"}, False),
+        ({"target": "full"}, False),
+        ({"products": "float64"}, False),
+        ({"products": "float32", "alpha": 0.0}, True),
+    ],
+)
+def test_which_products_are_in_float32(options, narrow):
+    assert Settings(**options).narrow is narrow
 
 
 @pytest.mark.parametrize("target", ["delta", "full"])
@@ -223,18 +275,20 @@ def test_the_norm_of_wide_cross_grams_is_estimated(net, monkeypatch):
     brancher = Brancher(net, NAMES)
     group = Merging(net, tasks, Settings()).groups[3]
 
-    def sums():
+    def sums(merged):
         with brancher.hooked():
-            return statistics.collect(brancher, tasks[0], {}, [group], Settings())[group]
+            return statistics.collect(brancher, tasks[0], merged, [group], Settings())[group]
 
-    exact = sums()
+    exact = sums({})
     monkeypatch.setattr(statistics, "SKETCH_ABOVE", 1)
-    estimated = sums()
+    estimated = sums({})
     assert estimated.cross is None
-    # 64 signs: a standard deviation of 5 %.
+    # 64 signs: a standard deviation of 5 % at most.
     assert 0 < abs(float(estimated.cross_norm() / exact.cross_norm()) - 1) < 0.25
     for name in group.modules:
         torch.testing.assert_close(estimated.projected(name), exact.projected(name))
+    same = sums(None)
+    torch.testing.assert_close(same.cross_norm(), same.gram_norm())
 
 
 def test_what_is_not_finite_is_named(net):

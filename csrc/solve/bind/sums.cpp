@@ -4,25 +4,37 @@
 namespace pyext::solve {
 namespace {
 
-void gram_rows(Tensor& gram, const Tensor& x, const Rows& rows, const Counting& counting) {
+// The type that rows are multiplied in, checked.
+Storage products_of(at::ScalarType products, const Rows& rows, const char* name) {
+  TORCH_CHECK_TYPE(products == at::kDouble || products == at::kFloat,
+                   "products: expected float64 or float32, got ", products);
+  TORCH_CHECK_TYPE(products == at::kDouble || rows.type != Storage::f64,
+                   "products: expected float64 for ", name, " in float64, got float32");
+  return products == at::kDouble ? Storage::f64 : Storage::f32;
+}
+
+void gram_rows(Tensor& gram, const Tensor& x, const Rows& rows, const Counting& counting,
+               at::ScalarType products) {
+  const Storage type = products_of(products, rows, "x");
   Accumulator sums(gram, "gram", {-1, rows.width, rows.width}, x, "x");
   if (rows.count == 0 || gram.numel() == 0) return;
   Scratch scratch(x);
-  backend_for(x).gram({rows, counting.segments(), sums.values()}, context_for(x, scratch));
+  backend_for(x).gram({rows, counting.segments(), type, sums.values()}, context_for(x, scratch));
   sums.finish();
 }
 
 void solve_gram_acc_(Tensor& gram, const Tensor& x, const OptionalTensor& row_weight,
-                     const OptionalTensor& seg) {
+                     const OptionalTensor& seg, at::ScalarType products) {
   check_shape(gram, "gram", {-1, -1, -1});
   Tensor held;
   const Rows rows = rows_of(x, "x", -1, held);
   const c10::OptionalDeviceGuard guard(x.device());
-  gram_rows(gram, x, rows, {row_weight, seg, gram.size(0), rows.count, x, "x"});
+  gram_rows(gram, x, rows, {row_weight, seg, gram.size(0), rows.count, x, "x"}, products);
 }
 
 Tensor solve_gram_proj_acc_(Tensor& gram, const Tensor& x, const Tensor& a_stack,
-                            const OptionalTensor& row_weight, const OptionalTensor& seg) {
+                            const OptionalTensor& row_weight, const OptionalTensor& seg,
+                            at::ScalarType products) {
   check_shape(gram, "gram", {-1, -1, -1});
   Tensor held;
   const Rows rows = rows_of(x, "x", -1, held);
@@ -33,7 +45,7 @@ Tensor solve_gram_proj_acc_(Tensor& gram, const Tensor& x, const Tensor& a_stack
                    a_stack.scalar_type());
   const c10::OptionalDeviceGuard guard(x.device());
   const Counting counting(row_weight, seg, gram.size(0), rows.count, x, "x");
-  gram_rows(gram, x, rows, counting);
+  gram_rows(gram, x, rows, counting, products);
   const Tensor a = a_stack.to(at::kDouble).contiguous();
   const bool wide = x.scalar_type() == at::kDouble;
   Tensor h = at::zeros({rows.count, a.size(0)}, x.options().dtype(wide ? at::kDouble : at::kFloat));
@@ -46,7 +58,8 @@ Tensor solve_gram_proj_acc_(Tensor& gram, const Tensor& x, const Tensor& a_stack
 }
 
 void solve_cross_acc_(Tensor& cross, const Tensor& left_, const Tensor& right_,
-                      const OptionalTensor& row_weight, const OptionalTensor& seg) {
+                      const OptionalTensor& row_weight, const OptionalTensor& seg,
+                      at::ScalarType products) {
   check_shape(cross, "cross", {-1, -1, -1});
   Tensor held_left, held_right;
   const Rows left = rows_of(left_, "left", -1, held_left);
@@ -54,12 +67,14 @@ void solve_cross_acc_(Tensor& cross, const Tensor& left_, const Tensor& right_,
   TORCH_CHECK_VALUE(left.count == right.count, "left: expected ", right.count,
                     " rows as right, got ", left.count);
   check_device(left_, "left", right_, "right");
+  products_of(products, left, "left");
+  const Storage type = products_of(products, right, "right");
   const c10::OptionalDeviceGuard guard(right_.device());
   const Counting counting(row_weight, seg, cross.size(0), right.count, right_, "right");
   Accumulator sums(cross, "cross", {-1, left.width, right.width}, right_, "right");
   if (right.count == 0 || cross.numel() == 0) return;
   Scratch scratch(right_);
-  backend_for(right_).cross({left, right, counting.segments(), sums.values()},
+  backend_for(right_).cross({left, right, counting.segments(), type, sums.values()},
                             context_for(right_, scratch));
   sums.finish();
 }
@@ -135,14 +150,14 @@ Tensor solve_sym_fro_norm(const Tensor& grams_) {
 
 void define(torch::Library& m) {
   m.def(
-      "solve_gram_acc_(Tensor(a!) gram, Tensor x, Tensor? row_weight=None, Tensor? seg=None) -> "
-      "()");
+      "solve_gram_acc_(Tensor(a!) gram, Tensor x, Tensor? row_weight=None, Tensor? seg=None, "
+      "ScalarType products=float64) -> ()");
   m.def(
       "solve_gram_proj_acc_(Tensor(a!) gram, Tensor x, Tensor a_stack, Tensor? row_weight=None, "
-      "Tensor? seg=None) -> Tensor h");
+      "Tensor? seg=None, ScalarType products=float64) -> Tensor h");
   m.def(
       "solve_cross_acc_(Tensor(a!) cross, Tensor left, Tensor right, Tensor? row_weight=None, "
-      "Tensor? seg=None) -> ()");
+      "Tensor? seg=None, ScalarType products=float64) -> ()");
   m.def(
       "solve_sumsq_acc_(Tensor(a!) out, Tensor y, Tensor? bias=None, Tensor? row_weight=None, "
       "Tensor? seg=None) -> ()");

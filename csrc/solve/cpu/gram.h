@@ -1,4 +1,5 @@
-// Gram and cross-Gram matrices of rows, summed in double.
+// Gram and cross-Gram matrices of rows, summed in double; products in double, or in float by
+// chunks.
 #pragma once
 
 #include <cmath>
@@ -14,73 +15,77 @@ using namespace pyext::solve;
 constexpr int64_t kPackPanels = 8;                  // that one task packs
 constexpr int64_t kPackedBytes = int64_t(1) << 25;  // of both operands, about: they stay in cache
 
-// Up to sixteen values in double; zeros beyond `lanes`.
-template <class S, class Lanes_>
-PYEXT_INLINE D load_double(const S* p, Lanes_ lanes) {
-  if constexpr (sizeof(S) == 8) {
+// Up to sixteen values in T, which is no narrower than they are; zeros beyond `lanes`.
+template <class T, class S, class Lanes_>
+PYEXT_INLINE Lanes<T> load_as(const S* p, Lanes_ lanes) {
+  if constexpr (sizeof(T) == 8)
+    return to_double(load_wide(p, lanes));
+  else
     return load_wide(p, lanes);
-  } else {
-    float narrow[kLanes];
-    load_wide(p, lanes).store(narrow);
-    double x[kLanes];
-    for (int i = 0; i < kLanes; ++i) x[i] = double(narrow[i]);
-    return D::load(x);
-  }
 }
 
 // Rows [first, first + count) as panels of sixteen columns, each row times scale[row].
+template <class T>
 struct Packed {
-  double* values;
+  T* values;
   int64_t panels, step;  // values from panel to panel
 };
 
-template <class S>
+template <class S, class T>
 inline void pack_panels(const Rows& rows, int64_t first, int64_t count, const double* scale,
-                        const Packed& out, int64_t begin, int64_t end) {
+                        const Packed<T>& out, int64_t begin, int64_t end) {
   for (int64_t k = 0; k < count; ++k) {
     const S* x = row_of<S>(rows, first + k);
-    double* target = out.values + k * kLanes;
-    const D by(scale[k]);
+    T* target = out.values + k * kLanes;
+    const Lanes<T> by(T(scale[k]));
     const bool counts = scale[k] != 0;
     for (int64_t p = begin; p < end; ++p) {
       const int64_t left = rows.width - p * kLanes;
       if (!counts)
-        D(0.0).store(target + p * out.step);
+        Lanes<T>(T(0)).store(target + p * out.step);
       else if (left >= kLanes)
-        (load_double(x + p * kLanes, AllLanes()) * by).store(target + p * out.step);
+        (load_as<T>(x + p * kLanes, AllLanes()) * by).store(target + p * out.step);
       else
-        (load_double(x + p * kLanes, FirstLanes(int(left))) * by).store(target + p * out.step);
+        (load_as<T>(x + p * kLanes, FirstLanes(int(left))) * by).store(target + p * out.step);
     }
   }
 }
 
-inline int64_t pack_tasks(const Packed& packed) {
+template <class T>
+inline int64_t pack_tasks(const Packed<T>& packed) {
   return (packed.panels + kPackPanels - 1) / kPackPanels;
 }
+template <class T>
 inline void pack_task(const Rows& rows, int64_t first, int64_t count, const double* scale,
-                      const Packed& out, int64_t task) {
+                      const Packed<T>& out, int64_t task) {
   const int64_t begin = task * kPackPanels;
   const int64_t end = begin + kPackPanels < out.panels ? begin + kPackPanels : out.panels;
   for_storage(rows.type, [&](auto zero) {
-    pack_panels<decltype(zero)>(rows, first, count, scale, out, begin, end);
+    using S = decltype(zero);
+    if constexpr (sizeof(Wide<S>) <= sizeof(T))  // others do not come
+      pack_panels<S, T>(rows, first, count, scale, out, begin, end);
   });
 }
 
-// sums[s] += left_s^T diag(weight) right_s. Without `left` both are `right`, each row times the
-// root of its weight, and the lower triangle is summed.
+// sums[s] += left_s^T diag(weight) right_s, products in T. Without `left` both are `right`, each
+// row times the root of its weight, and the lower triangle is summed.
+template <class T>
 inline void accumulate(const Rows* left, const Rows& right, const Segments& segments, double* sums,
                        const Context& context) {
   const int64_t p = left ? left->width : right.width, d = right.width;
   if (p == 0 || d == 0) return;
   const int64_t panels = panels_of(d) + (left ? panels_of(p) : 0);
-  int64_t round = kPackedBytes / (panels * kLanes * 8) / kDepth * kDepth;
-  round = round < kDepth ? kDepth : round > 8 * kDepth ? 8 * kDepth : round;
-  const int64_t most = right.count < round ? right.count : round, step = most * kLanes;
-  auto* memory = static_cast<double*>(context.scratch(context.owner, panels * step * 8));
+  int64_t round = kPackedBytes / (panels * kLanes * int64_t(sizeof(T))) / kChunk * kChunk;
+  round = round < kChunk ? kChunk : round > 8 * kChunk ? 8 * kChunk : round;
+  const int64_t most = right.count < round ? right.count : round;
+  // More than a power of two: the chunks and rows of neighbouring panels lie in other cache sets.
+  const int64_t step = (most + kChunk + 1) * kLanes;
+  auto* memory = static_cast<T*>(context.scratch(context.owner, panels * step * sizeof(T)));
   auto* scales = static_cast<double*>(context.scratch(context.owner, 2 * round * 8));
   double *ones = scales, *scale = scales + round;
-  const Packed of_right{memory, panels_of(d), step};
-  const Packed of_left = left ? Packed{memory + panels_of(d) * step, panels_of(p), step} : of_right;
+  const Packed<T> of_right{memory, panels_of(d), step};
+  const Packed<T> of_left =
+      left ? Packed<T>{memory + panels_of(d) * step, panels_of(p), step} : of_right;
   for (int64_t s = 0; s < segments.count; ++s) {
     const Sums out{sums + s * p * d, d, p, d, !left};
     const Tiles tiles(out);
@@ -100,20 +105,22 @@ inline void accumulate(const Rows* left, const Rows& right, const Segments& segm
       for_tasks(true, tiles.count(), [&](int64_t task, int) {
         int64_t row, column;
         tiles.at(task, row, column);
-        for (int64_t k = 0; k < count; k += kDepth)
+        for (int64_t k = 0; k < count; k += kChunk)
           add_tile<false>(out, row * kTile, column * kTile, of_left.values + k * kLanes,
                           of_right.values + k * kLanes, step,
-                          count - k < kDepth ? count - k : kDepth);
+                          count - k < kChunk ? count - k : kChunk);
       });
     }
   }
 }
 
 inline void gram(const GramArgs& args, const Context& context) {
-  accumulate(nullptr, args.x, args.segments, args.gram, context);
+  const auto run = args.products == Storage::f32 ? accumulate<float> : accumulate<double>;
+  run(nullptr, args.x, args.segments, args.gram, context);
 }
 inline void cross(const CrossArgs& args, const Context& context) {
-  accumulate(&args.left, args.right, args.segments, args.cross, context);
+  const auto run = args.products == Storage::f32 ? accumulate<float> : accumulate<double>;
+  run(&args.left, args.right, args.segments, args.cross, context);
 }
 
 }  // namespace pyext::PYEXT_ISA

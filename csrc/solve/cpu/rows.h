@@ -34,7 +34,7 @@ PYEXT_INLINE void add_products(const double (*x)[kColumns], const double* const*
 template <class S>
 PYEXT_INLINE void widen_row(const S* row, int64_t width, bool counts, double* out) {
   for_each_lanes(width, [&](int64_t c, auto lanes) {
-    (counts ? load_double(row + c, lanes) : D(0.0)).store(out + c);
+    (counts ? load_as<double>(row + c, lanes) : D(0.0)).store(out + c);
   });
 }
 
@@ -89,7 +89,7 @@ inline double row_square(const SumsqArgs& args, int64_t row) {
   const S* y = row_of<S>(args.y, row);
   D sum(0.0);
   for_each_lanes(args.y.width, [&](int64_t c, auto lanes) {
-    D x = load_double(y + c, lanes);
+    D x = load_as<double>(y + c, lanes);
     if (args.bias) x = x - load_wide(args.bias + c, lanes);
     sum = fma(x, x, sum);
   });

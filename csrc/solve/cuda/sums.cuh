@@ -1,5 +1,6 @@
 // Sums over rows in double: Gram and cross-Gram matrices, projections, energies, and norms. Every
-// sum has one thread or one block to itself, in a fixed order.
+// sum has one thread or one block to itself, in a fixed order. The products of a chunk of rows may
+// be summed in float first.
 #pragma once
 
 #include "core/cuda/launch.h"
@@ -30,8 +31,9 @@ struct ProductArgs {
   int64_t tile_rows, tile_columns;
 };
 
+template <class T>
 static __global__ void __launch_bounds__(kThreads) product_kernel(ProductArgs args) {
-  __shared__ double left[kDepth][kTile], right[kDepth][kTile];
+  __shared__ T left[kDepth][kTile], right[kDepth][kTile];
   const int64_t tiles = args.tile_rows * args.tile_columns, s = blockIdx.x / tiles;
   const int64_t tile = blockIdx.x % tiles;
   const int64_t row0 = tile / args.tile_columns * kTile, column0 = tile % args.tile_columns * kTile;
@@ -40,22 +42,32 @@ static __global__ void __launch_bounds__(kThreads) product_kernel(ProductArgs ar
   const int64_t last = last_row(args.segments, s, args.right.count);
   const int own_row = int(threadIdx.x) / 16, own_column = int(threadIdx.x) % 16;
   double sums[kOwn][kOwn] = {};
-  for (int64_t first = first_row(args.segments, s); first < last; first += kDepth) {
+  T chunk[kOwn][kOwn] = {};
+  const int64_t begin = first_row(args.segments, s);
+  for (int64_t first = begin; first < last; first += kDepth) {
     for (int i = int(threadIdx.x); i < kDepth * kTile; i += kThreads) {
       const int k = i / kTile, c = i % kTile;
       const int64_t row = first + k;
       const double weight = row < last ? weight_of(args.segments.weight, row) : 0.0;
       const bool counts = weight > 0.0;
-      left[k][c] = counts && row0 + c < p ? value_at(args.left, row, row0 + c) : 0.0;
+      left[k][c] = T(counts && row0 + c < p ? value_at(args.left, row, row0 + c) : 0.0);
       right[k][c] =
-          counts && column0 + c < d ? weight * value_at(args.right, row, column0 + c) : 0.0;
+          T(counts && column0 + c < d ? weight * value_at(args.right, row, column0 + c) : 0.0);
     }
     __syncthreads();
     for (int k = 0; k < kDepth; ++k) PYEXT_UNROLL
     for (int i = 0; i < kOwn; ++i) PYEXT_UNROLL
     for (int j = 0; j < kOwn; ++j)
-      sums[i][j] += left[k][own_row + 16 * i] * right[k][own_column + 16 * j];
+      chunk[i][j] += left[k][own_row + 16 * i] * right[k][own_column + 16 * j];
     __syncthreads();
+    const int64_t next = first + kDepth;
+    if (next < last && (next - begin) % kChunk != 0) continue;
+    PYEXT_UNROLL
+    for (int i = 0; i < kOwn; ++i) PYEXT_UNROLL
+    for (int j = 0; j < kOwn; ++j) {
+      sums[i][j] += double(chunk[i][j]);
+      chunk[i][j] = T(0);
+    }
   }
   PYEXT_UNROLL
   for (int i = 0; i < kOwn; ++i) PYEXT_UNROLL
@@ -66,8 +78,8 @@ static __global__ void __launch_bounds__(kThreads) product_kernel(ProductArgs ar
   }
 }
 
-inline void product(const Rows& left, const Rows& right, const Segments& segments, double* sums,
-                    bool lower, const Context& context) {
+inline void product(const Rows& left, const Rows& right, const Segments& segments, Storage products,
+                    double* sums, bool lower, const Context& context) {
   const ProductArgs args{left,
                          right,
                          segments,
@@ -75,15 +87,16 @@ inline void product(const Rows& left, const Rows& right, const Segments& segment
                          lower,
                          blocks_for(left.width, kTile),
                          blocks_for(right.width, kTile)};
-  PYEXT_LAUNCH(product_kernel, unsigned(segments.count * args.tile_rows * args.tile_columns),
-               kThreads, cudaStream_t(context.stream), args);
+  const auto kernel = products == Storage::f32 ? product_kernel<float> : product_kernel<double>;
+  PYEXT_LAUNCH(kernel, unsigned(segments.count * args.tile_rows * args.tile_columns), kThreads,
+               cudaStream_t(context.stream), args);
 }
 
 inline void gram(const GramArgs& args, const Context& context) {
-  product(args.x, args.x, args.segments, args.gram, true, context);
+  product(args.x, args.x, args.segments, args.products, args.gram, true, context);
 }
 inline void cross(const CrossArgs& args, const Context& context) {
-  product(args.left, args.right, args.segments, args.cross, false, context);
+  product(args.left, args.right, args.segments, args.products, args.cross, false, context);
 }
 
 // The sum of a value over the warp, to all lanes.

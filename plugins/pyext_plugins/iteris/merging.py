@@ -22,7 +22,7 @@ from pyext_plugins.iteris.linear import base_weight
 from pyext_plugins.iteris.processes import shared
 from pyext_plugins.iteris.settings import Settings
 from pyext_plugins.iteris.states import States
-from pyext_plugins.iteris.statistics import Statistics, collect
+from pyext_plugins.iteris.statistics import Statistics, collect, products_of
 from pyext_plugins.iteris.system import Solution, System
 from pyext_plugins.iteris.tasks import Task, targeted
 from pyext_plugins.iteris.weights import task_weight
@@ -220,6 +220,7 @@ class Merging:
         }
 
     def _facts(self) -> dict[str, object]:
+        products = products_of(self.settings, next(self.model.parameters()).dtype)
         lacking = {
             task.name: [name for name in targeted(self.tasks) if name not in task.updates]
             for task in self.tasks
@@ -231,6 +232,7 @@ class Merging:
             "without an update": {task: names for task, names in lacking.items() if names},
             "inputs shared": [list(group.modules) for group in self.groups],
             "rounds": self.step if self.settings.schedule == "iterate" else 1,
+            "products": str(products).removeprefix("torch."),
             "sums": "float64",
         }
 

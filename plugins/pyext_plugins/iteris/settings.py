@@ -12,8 +12,17 @@ Target = Literal["delta", "full"]
 Schedule = Literal["sweep", "iterate"]
 Regulariser = Literal["fro", "trace", "diag"]
 Weighting = Literal["full", "delta", "one"]
+Products = Literal["auto", "float32", "float64"]
 
-_CHOICES = {"target": Target, "schedule": Schedule, "reg": Regulariser, "weighting": Weighting}
+_CHOICES = {
+    "target": Target,
+    "schedule": Schedule,
+    "reg": Regulariser,
+    "weighting": Weighting,
+    "products": Products,
+}
+FLOAT32_ALPHA = 1e-5  # from here on float32 products move the result by 1e-3 of itself or less
+
 _RANGES = {
     "alpha": (0.0, 1.0),
     "rounds": (1, 1000),
@@ -42,6 +51,11 @@ class Settings:
         rank: of the result, at most; None for the sum of the adapters' ("delta") or a full one
             ("full"). What is cut off is what changes outputs on the samples least.
         energy: share of the squared output to keep, which may take less than ``rank``; 0 for all.
+        products: type that inputs are multiplied in for Grams, whose sums are float64 all the same.
+            "float32" takes half the time, and moves the result by up to about 1e-8 / ``alpha`` of
+            itself, or more with a ``target`` or ``reg`` that are not the defaults; "auto" takes it
+            with these where ``alpha`` is 1e-5 or more. Inputs in float64 are multiplied in float64
+            whatever this says.
         seed: of the signs that the norm of large cross-Grams is estimated from.
 
     Raises:
@@ -56,7 +70,15 @@ class Settings:
     weighting: Weighting = "full"
     rank: int | None = None
     energy: float = 0.0
+    products: Products = "auto"
     seed: int = 0
+
+    @property
+    def narrow(self) -> bool:
+        """Whether inputs are multiplied in float32, unless they are float64."""
+        if self.products == "auto":
+            return self.target == "delta" and self.reg == "fro" and self.alpha >= FLOAT32_ALPHA
+        return self.products == "float32"
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -16,8 +16,14 @@ from pyext_plugins.iteris.settings import Settings
 from pyext_plugins.iteris.states import States
 from pyext_plugins.iteris.tasks import Task
 
-SKETCH_ABOVE = 2048  # inputs wider than this get no dense cross-Gram
-SIGNS = 64  # directions that its norm is estimated from instead, to about 5 %
+SKETCH_ABOVE = 512  # inputs wider than this get no dense cross-Gram
+SIGNS = 64  # directions that its norm is estimated from instead, to 5 % or better
+
+
+def products_of(settings: Settings, inputs: torch.dtype) -> torch.dtype:
+    """The type that inputs are multiplied in."""
+    narrow = settings.narrow and inputs != torch.float64
+    return torch.float32 if narrow else torch.float64
 
 
 class Statistics:
@@ -64,12 +70,14 @@ class Statistics:
     def add(self, brancher: Brancher, x: Tensor, xt: Tensor) -> None:
         """Take in the rows [rows, d] of one batch."""
         self.rows += x.shape[0]
-        gram_acc_(self.gram, xt)
+        products = products_of(self.settings, x.dtype)
+        gram_acc_(self.gram, xt, products=products)
         h = x.double() @ self._stack.T
         if self.cross is not None:
-            cross_acc_(self.cross[None], x, xt)
+            cross_acc_(self.cross[None], x, xt, products=products)
         else:
-            cross_acc_(self._projected, h.to(torch.promote_types(x.dtype, torch.float32)), xt)
+            projected = h.to(torch.promote_types(x.dtype, torch.float32))
+            cross_acc_(self._projected, projected, xt, products=products)
         start = 0
         for name, update in self.updates.items():
             own = h[:, start : start + update.rank]
@@ -134,10 +142,17 @@ class Statistics:
         return sym_fro_norm(self.gram[None])[0]
 
     def cross_norm(self) -> Tensor:
-        """Frobenius norm of the cross-Gram; above `SKETCH_ABOVE`, an estimate."""
+        """Frobenius norm of the cross-Gram; above `SKETCH_ABOVE`, an estimate.
+
+        The same signs estimate the norm of the Gram, which is known: what they are off by in both
+        cancels, the more so the less x and xt differ.
+        """
         if self.cross is not None:
             return torch.linalg.matrix_norm(self.cross)
-        return torch.linalg.matrix_norm(self._projected[0, -SIGNS:])
+        signs = self._stack[-SIGNS:]
+        by_signs = signs @ self.gram + signs @ self.gram.T - signs * self.gram.diagonal()
+        share = self._projected[0, -SIGNS:].norm() / by_signs.norm()
+        return self.gram_norm() * share
 
     def _make_stack(self, d: int, device: torch.device) -> Tensor:
         """What inputs are projected on: the A of all modules, and signs for the norm."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyext.errors import UserError
-from pyext.ops.solve import factored_svd, gram_combine, spd_solve, truncate_dense
+from pyext.ops.solve import factored_svd, spd_solve, truncate_dense
 from pyext_plugins.iteris.adapters import LowRank
 from pyext_plugins.iteris.settings import Settings
 from pyext_plugins.iteris.statistics import Statistics
@@ -83,9 +83,8 @@ class System:
             weight: lambda.
         """
         ridge, pull = self._regulariser(statistics)
-        lam = torch.full((1, 1), weight, **self._sum64)
         self._rows += statistics.rows
-        self._gram += gram_combine(statistics.gram[None], lam, torch.zeros_like(lam))
+        self._gram[0].add_(statistics.gram, alpha=weight)
         self._ridge += weight * ridge
         self._energy += weight * statistics.energy(self.name)
         if update is not None:
@@ -193,7 +192,7 @@ class System:
     ) -> Solution:
         """Round the factors to what is kept of them, and tell how well they do."""
         condition, rung, jitter = told
-        half = a @ self._gram[0].tril()
+        half = a @ self._gram[0]
         squares = half @ half.T - (a * self._ridge) @ a.T
         error = self._energy - 2 * explained + ((b.T @ b) * squares).sum()
         residual = 0.0

@@ -6,19 +6,19 @@ import torch
 
 
 @torch.library.register_fake("pyext::solve_gram_acc_")
-def _(gram, x, row_weight=None, seg=None):  # type: ignore[no-untyped-def]
+def _(gram, x, row_weight=None, seg=None, products=torch.float64):  # type: ignore[no-untyped-def]
     return None
 
 
 @torch.library.register_fake("pyext::solve_gram_proj_acc_")
-def _(gram, x, a_stack, row_weight=None, seg=None):  # type: ignore[no-untyped-def]
+def _(gram, x, a_stack, row_weight=None, seg=None, products=torch.float64):  # type: ignore[no-untyped-def]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     rows = x.new_empty(x.shape[:-1], device="meta").numel()
     return x.new_empty((rows, a_stack.shape[0]), dtype=dtype)
 
 
 @torch.library.register_fake("pyext::solve_cross_acc_")
-def _(cross, left, right, row_weight=None, seg=None):  # type: ignore[no-untyped-def]
+def _(cross, left, right, row_weight=None, seg=None, products=torch.float64):  # type: ignore[no-untyped-def]
     return None
 
 
