@@ -98,12 +98,34 @@ void write_points(const InterpArgs<S>& args, const Weights* weights, int64_t p, 
   }
 }
 
+// Elements [at, at + n) of a pair's vectors, widened for writing points from z on. A load waits for
+// the stores before it whose addresses end in the same twelve bits, and one that streams takes
+// long. Loads go through the room twice as fast as stores through z and so meet them once a chunk,
+// at a place set by their distance; at this one the stores are the least held up.
 template <class S>
-void widen_elements(const S* from, int64_t n, Wide<S>* to) {
-  for_each_lanes(n, [&](int64_t i, auto lanes) {
-    store_narrow<Wide<S>>(load_wide(from + i, lanes), to + i, lanes);
-  });
-}
+class WidenedPair {
+ public:
+  const Wide<S>*a, *b;
+
+  WidenedPair(const PairOf<S>& pair, int64_t at, int64_t n, const S* z) {
+    constexpr uintptr_t kPage = 4096, kApart = 768;
+    const uintptr_t beyond = (uintptr_t(z) + kApart - uintptr_t(room_)) % kPage;
+    Wide<S>* to = room_ + beyond / kRegisterBytes * kRegisterBytes / sizeof(Wide<S>);
+    a = to, b = to + kCircleChunk;
+    widen(pair.a + at, n, to);
+    widen(pair.b + at, n, to + kCircleChunk);
+  }
+  WidenedPair(const WidenedPair&) = delete;
+
+ private:
+  static void widen(const S* from, int64_t n, Wide<S>* to) {
+    for_each_lanes(n, [&](int64_t i, auto lanes) {
+      store_narrow<Wide<S>>(load_wide(from + i, lanes), to + i, lanes);
+    });
+  }
+
+  alignas(kRegisterBytes) Wide<S> room_[2 * kCircleChunk + 4096 / sizeof(Wide<S>)];
+};
 
 // Elements [begin, end) of all points of a pair. Calls meanwhile(i) with rising i in between.
 template <class S, class Meanwhile>
@@ -114,11 +136,8 @@ void combine(const InterpArgs<S>& args, const Weights* weights, int64_t p, int64
   for (int64_t at = begin; at < end; at += kCircleChunk) {
     const int64_t n = end - at < kCircleChunk ? end - at : kCircleChunk;
     if (sizeof(S) == 2 && args.angles * args.copies > 1) {
-      alignas(kRegisterBytes) Wide<S> a[kCircleChunk];
-      alignas(kRegisterBytes) Wide<S> b[kCircleChunk];
-      widen_elements(pair.a + at, n, a);
-      widen_elements(pair.b + at, n, b);
-      write_points(args, weights, p, at, n, a, b, stream, meanwhile);
+      const WidenedPair<S> wide(pair, at, n, args.z + p * args.angles * args.width + at);
+      write_points(args, weights, p, at, n, wide.a, wide.b, stream, meanwhile);
     } else {
       write_points(args, weights, p, at, n, pair.a + at, pair.b + at, stream, meanwhile);
     }
@@ -134,7 +153,9 @@ void interp_pairs(const InterpArgs<S>& args, Weights* weights, int64_t first, in
   for (int64_t p = first; p < last; ++p) {
     weigh_pair(args, p, products.finish(), weights);
     products = p + 1 < last ? Products<S>(args, p + 1) : Products<S>();
-    combine(args, weights, p, 0, args.width, stream, [&](int64_t i) { products.advance(i); });
+    combine(args, weights, p, 0, args.width, stream, [&](int64_t i) {
+      if (stream) products.advance(i);
+    });
   }
   if (stream) end_of_stream();
 }
