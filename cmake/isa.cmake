@@ -5,7 +5,7 @@ else()
   set(PYEXT_ISAS baseline)
 endif()
 set(pyext_flags_baseline "")
-set(pyext_flags_avx2 -mavx2 -mfma)
+set(pyext_flags_avx2 -mavx2 -mfma -mf16c)
 set(pyext_flags_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma
     -mprefer-vector-width=512)
 set(pyext_flags_avx512_bf16 ${pyext_flags_avx512} -mavx512bf16)

@@ -76,6 +76,49 @@ PYEXT_INLINE void store_narrow(Lanes<float> a, Float16* p) {
 }
 #endif
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+template <>
+PYEXT_INLINE Lanes<float> load_wide(const BFloat16* p) {
+  Lanes<float> out;
+  for (int i = 0; i < Lanes<float>::kCount; ++i) {
+    const __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(p + 8 * i)));
+    out.r[i] = (Lanes<float>::Register)_mm256_slli_epi32(x, 16);
+  }
+  return out;
+}
+template <>
+PYEXT_INLINE Lanes<float> load_wide(const Float16* p) {
+  Lanes<float> out;
+  for (int i = 0; i < Lanes<float>::kCount; ++i)
+    out.r[i] =
+        (Lanes<float>::Register)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8 * i)));
+  return out;
+}
+// The bits of eight bfloat16, each in a word of its own.
+PYEXT_INLINE __m256i rounded_to_bfloat16(__m256 a) {
+  const __m256i bits = _mm256_castps_si256(a);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  return _mm256_srli_epi32(_mm256_blendv_epi8(up, quiet, nan), 16);
+}
+template <>
+PYEXT_INLINE void store_narrow(Lanes<float> a, BFloat16* p) {
+  const __m256i low = rounded_to_bfloat16((__m256)a.r[0]);
+  const __m256i high = rounded_to_bfloat16((__m256)a.r[1]);
+  const __m256i x = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+  _mm256_storeu_si256((__m256i*)p, x);
+}
+template <>
+PYEXT_INLINE void store_narrow(Lanes<float> a, Float16* p) {
+  constexpr int kRound = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  const __m128i low = _mm256_cvtps_ph((__m256)a.r[0], kRound);
+  const __m128i high = _mm256_cvtps_ph((__m256)a.r[1], kRound);
+  _mm256_storeu_si256((__m256i*)p, _mm256_set_m128i(high, low));
+}
+#endif
+
 // How many lanes a step of a loop has: all, known to the compiler, or the first `count`. Those
 // beyond are zero when loaded, and not stored.
 struct AllLanes {
