@@ -28,7 +28,7 @@ IN_GRAMS = {GRAM: OURS, GRAM64: OURS64}  # what is held against the limit in a s
 ENCODER = Shape("flan-t5-base encoder", 12800, 768)
 DECODER = Shape("flan-t5-base decoder", 50, 768)
 LLAMA = Shape("LLaMA-7B attention", 2048, 4096)
-LLAMA_DOWN = Shape("LLaMA-7B down projection", 2048, 11008, 4096)
+LLAMA_DOWN = Shape("LLaMA-7B down projection", 1024, 11008, 4096)
 FACTORS = Shape("factors of rank 16", 0, 2048)
 SHAPES = (ENCODER, DECODER, LLAMA, LLAMA_DOWN)
 
