@@ -6,6 +6,12 @@
 
 namespace pyext::PYEXT_ISA {
 
+// Into the second-level cache: the first has no room for what is not needed at once.
+template <class T>
+PYEXT_INLINE void fetch(const T* p) {
+  __builtin_prefetch(p, 0, 2);
+}
+
 // Pointers to rows without gaps.
 template <class P>
 void list_rows(P* rows, int64_t count, int64_t width, P** out) {
@@ -20,25 +26,52 @@ constexpr int kDotRows = kSums<T> >= 16  ? 4
 template <class T>
 constexpr int kDotFactors = kSums<T> / kDotRows<T>;
 
+// Keeps a compiler from reading an operand from memory once more for every product it is in.
+template <class T>
+PYEXT_INLINE void keep(Lanes<T>& a) {
+#if defined(__x86_64__)
+  for (int i = 0; i < Lanes<T>::kCount; ++i) asm("" : "+v"(a.r[i]));
+#endif
+}
+#if defined(__AVX512F__)
+template <>
+PYEXT_INLINE void keep(Lanes<float>& a) {
+  asm("" : "+v"(a.r));
+}
+#endif
+
+// Columns [at, at + 16) of R rows and C factors. Without `next` nothing is fetched.
+template <int R, int C, class S, class LanesOf>
+PYEXT_INLINE void dot_columns(const S* const* x, const Wide<S>* factors, int64_t width,
+                              const S* const* next, int64_t at, LanesOf lanes,
+                              WideLanes<S> (&sums)[R][C]) {
+  WideLanes<S> row[R];
+  PYEXT_UNROLL
+  for (int i = 0; i < R; ++i) {
+    if (next) fetch(next[i] + at);
+    row[i] = load_wide(x[i] + at, lanes);
+    keep(row[i]);
+  }
+  PYEXT_UNROLL
+  for (int j = 0; j < C; ++j) {
+    WideLanes<S> factor = load_wide(factors + j * width + at, lanes);
+    keep(factor);
+    PYEXT_UNROLL
+    for (int i = 0; i < R; ++i) sums[i][j] = fma(row[i], factor, sums[i][j]);
+  }
+}
+
 template <int R, int C, class S>
 PYEXT_INLINE void dot_tile(const S* const* x, const Wide<S>* factors, int64_t width, Wide<S>* out,
-                           int64_t stride) {
-  using V = WideLanes<S>;
-  V sums[R][C];
+                           int64_t stride, const S* const* next) {
+  WideLanes<S> sums[R][C];
   PYEXT_UNROLL
   for (int i = 0; i < R; ++i) PYEXT_UNROLL
-  for (int j = 0; j < C; ++j) sums[i][j] = V(Wide<S>(0));
-  for_each_lanes(width, [&](int64_t at, auto lanes) {
-    V row[R];
-    PYEXT_UNROLL
-    for (int i = 0; i < R; ++i) row[i] = load_wide(x[i] + at, lanes);
-    PYEXT_UNROLL
-    for (int j = 0; j < C; ++j) {
-      const V factor = load_wide(factors + j * width + at, lanes);
-      PYEXT_UNROLL
-      for (int i = 0; i < R; ++i) sums[i][j] = fma(row[i], factor, sums[i][j]);
-    }
-  });
+  for (int j = 0; j < C; ++j) sums[i][j] = WideLanes<S>(Wide<S>(0));
+  int64_t at = 0;
+  for (; at + kLanes <= width; at += kLanes)
+    dot_columns<R, C>(x, factors, width, next, at, AllLanes(), sums);
+  if (at < width) dot_columns<R, C>(x, factors, width, next, at, FirstLanes(int(width - at)), sums);
   PYEXT_UNROLL
   for (int i = 0; i < R; ++i) PYEXT_UNROLL
   for (int j = 0; j < C; ++j) out[i * stride + j] = sums[i][j].sum();
@@ -46,22 +79,33 @@ PYEXT_INLINE void dot_tile(const S* const* x, const Wide<S>* factors, int64_t wi
 
 template <int R, class S>
 void dot_rows(const S* const* x, const Wide<S>* factors, int64_t count, int64_t width, Wide<S>* out,
-              int64_t stride) {
+              int64_t stride, const S* const* next) {
   constexpr int C = kDotFactors<Wide<S>>;
   int64_t j = 0;
-  for (; j + C <= count; j += C) dot_tile<R, C>(x, factors + j * width, width, out + j, stride);
-  for (; j < count; ++j) dot_tile<R, 1>(x, factors + j * width, width, out + j, stride);
+  if (next && count >= C) {
+    dot_tile<R, C, S>(x, factors, width, out, stride, next);
+    j = C;
+  }
+  for (; j + C <= count; j += C)
+    dot_tile<R, C, S>(x, factors + j * width, width, out + j, stride, nullptr);
+  for (; j < count; ++j) dot_tile<R, 1, S>(x, factors + j * width, width, out + j, stride, nullptr);
 }
 
 // out[i][j] = x_i . factor_j of `rows` rows and `count` factors [count, width]; rows of out begin
-// `stride` apart.
+// `stride` apart. Meanwhile the rows `next` are fetched, if there are any: as many as of x.
 template <class S>
 void dots(int rows, const S* const* x, const Wide<S>* factors, int64_t count, int64_t width,
-          Wide<S>* out, int64_t stride) {
+          Wide<S>* out, int64_t stride, const S* const* next = nullptr) {
   constexpr int R = kDotRows<Wide<S>>;
   int i = 0;
-  for (; i + R <= rows; i += R) dot_rows<R>(x + i, factors, count, width, out + i * stride, stride);
-  for (; i < rows; ++i) dot_rows<1>(x + i, factors, count, width, out + i * stride, stride);
+  const auto step = [&](auto tall) {
+    constexpr int own = decltype(tall)::value;
+    dot_rows<own, S>(x + i, factors, count, width, out + i * stride, stride,
+                     next ? next + i : nullptr);
+    i += own;
+  };
+  while (i + R <= rows) step(std::integral_constant<int, R>());
+  while (i < rows) step(std::integral_constant<int, 1>());
 }
 
 }  // namespace pyext::PYEXT_ISA
