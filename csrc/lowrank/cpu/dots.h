@@ -40,15 +40,16 @@ PYEXT_INLINE void keep(Lanes<float>& a) {
 }
 #endif
 
-// Columns [at, at + 16) of R rows and C factors. Without `next` nothing is fetched.
-template <int R, int C, class S, class LanesOf>
+// Columns [at, at + 16) of R rows and C factors. Meanwhile those of F rows `next` are fetched.
+template <int R, int C, int F, class S, class LanesOf>
 PYEXT_INLINE void dot_columns(const S* const* x, const Wide<S>* factors, int64_t width,
                               const S* const* next, int64_t at, LanesOf lanes,
                               WideLanes<S> (&sums)[R][C]) {
   WideLanes<S> row[R];
   PYEXT_UNROLL
+  for (int i = 0; i < F; ++i) fetch(next[i] + at);
+  PYEXT_UNROLL
   for (int i = 0; i < R; ++i) {
-    if (next) fetch(next[i] + at);
     row[i] = load_wide(x[i] + at, lanes);
     keep(row[i]);
   }
@@ -61,7 +62,7 @@ PYEXT_INLINE void dot_columns(const S* const* x, const Wide<S>* factors, int64_t
   }
 }
 
-template <int R, int C, class S>
+template <int R, int C, int F, class S>
 PYEXT_INLINE void dot_tile(const S* const* x, const Wide<S>* factors, int64_t width, Wide<S>* out,
                            int64_t stride, const S* const* next) {
   WideLanes<S> sums[R][C];
@@ -70,8 +71,9 @@ PYEXT_INLINE void dot_tile(const S* const* x, const Wide<S>* factors, int64_t wi
   for (int j = 0; j < C; ++j) sums[i][j] = WideLanes<S>(Wide<S>(0));
   int64_t at = 0;
   for (; at + kLanes <= width; at += kLanes)
-    dot_columns<R, C>(x, factors, width, next, at, AllLanes(), sums);
-  if (at < width) dot_columns<R, C>(x, factors, width, next, at, FirstLanes(int(width - at)), sums);
+    dot_columns<R, C, F>(x, factors, width, next, at, AllLanes(), sums);
+  if (at < width)
+    dot_columns<R, C, F>(x, factors, width, next, at, FirstLanes(int(width - at)), sums);
   PYEXT_UNROLL
   for (int i = 0; i < R; ++i) PYEXT_UNROLL
   for (int j = 0; j < C; ++j) out[i * stride + j] = sums[i][j].sum();
@@ -82,13 +84,21 @@ void dot_rows(const S* const* x, const Wide<S>* factors, int64_t count, int64_t 
               int64_t stride, const S* const* next) {
   constexpr int C = kDotFactors<Wide<S>>;
   int64_t j = 0;
-  if (next && count >= C) {
-    dot_tile<R, C, S>(x, factors, width, out, stride, next);
-    j = C;
-  }
+  // Rows are fetched over as many tiles as there are, so that memory is asked at an even pace.
+  const auto fetching = [&](auto each) {
+    constexpr int F = decltype(each)::value;
+    for (int i = 0; i < R && j + C <= count; i += F, j += C)
+      dot_tile<R, C, F>(x, factors + j * width, width, out + j, stride, next + i);
+  };
+  if (next && count >= R * C)
+    fetching(std::integral_constant<int, 1>());
+  else if (next && count >= 2 * C)
+    fetching(std::integral_constant<int, (R + 1) / 2>());
+  else if (next)
+    fetching(std::integral_constant<int, R>());
   for (; j + C <= count; j += C)
-    dot_tile<R, C, S>(x, factors + j * width, width, out + j, stride, nullptr);
-  for (; j < count; ++j) dot_tile<R, 1, S>(x, factors + j * width, width, out + j, stride, nullptr);
+    dot_tile<R, C, 0>(x, factors + j * width, width, out + j, stride, next);
+  for (; j < count; ++j) dot_tile<R, 1, 0>(x, factors + j * width, width, out + j, stride, next);
 }
 
 // out[i][j] = x_i . factor_j of `rows` rows and `count` factors [count, width]; rows of out begin
