@@ -40,10 +40,11 @@ PYEXT_INLINE void keep(Lanes<float>& a) {
 }
 #endif
 
-// Columns [at, at + 16) of R rows and C factors. Meanwhile those of F rows `next` are fetched.
+// Columns [at, at + 16) of R rows and C factors. Meanwhile those of F rows `next` are fetched, and
+// of as many factors `later` unless that is null.
 template <int R, int C, int F, class S, class LanesOf>
 PYEXT_INLINE void dot_columns(const S* const* x, const Wide<S>* factors, int64_t width,
-                              const S* const* next, int64_t at, LanesOf lanes,
+                              const S* const* next, const Wide<S>* later, int64_t at, LanesOf lanes,
                               WideLanes<S> (&sums)[R][C]) {
   WideLanes<S> row[R];
   PYEXT_UNROLL
@@ -55,6 +56,7 @@ PYEXT_INLINE void dot_columns(const S* const* x, const Wide<S>* factors, int64_t
   }
   PYEXT_UNROLL
   for (int j = 0; j < C; ++j) {
+    if (later) fetch(later + j * width + at);
     WideLanes<S> factor = load_wide(factors + j * width + at, lanes);
     keep(factor);
     PYEXT_UNROLL
@@ -64,16 +66,16 @@ PYEXT_INLINE void dot_columns(const S* const* x, const Wide<S>* factors, int64_t
 
 template <int R, int C, int F, class S>
 PYEXT_INLINE void dot_tile(const S* const* x, const Wide<S>* factors, int64_t width, Wide<S>* out,
-                           int64_t stride, const S* const* next) {
+                           int64_t stride, const S* const* next, const Wide<S>* later) {
   WideLanes<S> sums[R][C];
   PYEXT_UNROLL
   for (int i = 0; i < R; ++i) PYEXT_UNROLL
   for (int j = 0; j < C; ++j) sums[i][j] = WideLanes<S>(Wide<S>(0));
   int64_t at = 0;
   for (; at + kLanes <= width; at += kLanes)
-    dot_columns<R, C, F>(x, factors, width, next, at, AllLanes(), sums);
+    dot_columns<R, C, F>(x, factors, width, next, later, at, AllLanes(), sums);
   if (at < width)
-    dot_columns<R, C, F>(x, factors, width, next, at, FirstLanes(int(width - at)), sums);
+    dot_columns<R, C, F>(x, factors, width, next, later, at, FirstLanes(int(width - at)), sums);
   PYEXT_UNROLL
   for (int i = 0; i < R; ++i) PYEXT_UNROLL
   for (int j = 0; j < C; ++j) out[i * stride + j] = sums[i][j].sum();
@@ -81,24 +83,41 @@ PYEXT_INLINE void dot_tile(const S* const* x, const Wide<S>* factors, int64_t wi
 
 template <int R, class S>
 void dot_rows(const S* const* x, const Wide<S>* factors, int64_t count, int64_t width, Wide<S>* out,
-              int64_t stride, const S* const* next) {
+              int64_t stride, const S* const* next, bool first) {
   constexpr int C = kDotFactors<Wide<S>>;
   int64_t j = 0;
-  // Rows are fetched over as many tiles as there are, so that memory is asked at an even pace.
-  const auto fetching = [&](auto each) {
-    constexpr int F = decltype(each)::value;
-    for (int i = 0; i < R && j + C <= count; i += F, j += C)
-      dot_tile<R, C, F>(x, factors + j * width, width, out + j, stride, next + i);
+  const auto tile = [&](auto wide, auto fetched, const S* const* rows) {
+    constexpr int own = decltype(wide)::value;
+    // The first rows find their factors in memory, the others in a cache.
+    const Wide<S>* later = first ? factors + (j + own) * width : nullptr;
+    dot_tile<R, own, decltype(fetched)::value>(x, factors + j * width, width, out + j, stride, rows,
+                                               later);
+    j += own;
   };
+  constexpr std::integral_constant<int, 0> none;
+  constexpr std::integral_constant<int, 1> one;
+  constexpr std::integral_constant<int, (R + 1) / 2> half;
+  constexpr std::integral_constant<int, R> all;
+  constexpr std::integral_constant<int, C> wide;
+  // Rows are fetched over as many tiles as there are, so that memory is asked at an even pace.
   if (next && count >= R * C)
-    fetching(std::integral_constant<int, 1>());
+    for (int i = 0; i < R; ++i) tile(wide, one, next + i);
   else if (next && count >= 2 * C)
-    fetching(std::integral_constant<int, (R + 1) / 2>());
-  else if (next)
-    fetching(std::integral_constant<int, R>());
-  for (; j + C <= count; j += C)
-    dot_tile<R, C, 0>(x, factors + j * width, width, out + j, stride, next);
-  for (; j < count; ++j) dot_tile<R, 1, 0>(x, factors + j * width, width, out + j, stride, next);
+    for (int i = 0; i < R; i += half) tile(wide, half, next + i);
+  else if (next && count >= C)
+    tile(wide, all, next);
+  while (j + C <= count) tile(wide, none, next);
+  while (j < count) tile(one, none, next);
+}
+
+template <int R, class S>
+void dots_from(int i, int rows, const S* const* x, const Wide<S>* factors, int64_t count,
+               int64_t width, Wide<S>* out, int64_t stride, const S* const* next) {
+  for (; i + R <= rows; i += R)
+    dot_rows<R>(x + i, factors, count, width, out + i * stride, stride, next ? next + i : next,
+                i == 0);
+  // Few rows are done at once, since that reads the factors once.
+  if constexpr (R > 1) dots_from<R - 1>(i, rows, x, factors, count, width, out, stride, next);
 }
 
 // out[i][j] = x_i . factor_j of `rows` rows and `count` factors [count, width]; rows of out begin
@@ -106,16 +125,7 @@ void dot_rows(const S* const* x, const Wide<S>* factors, int64_t count, int64_t 
 template <class S>
 void dots(int rows, const S* const* x, const Wide<S>* factors, int64_t count, int64_t width,
           Wide<S>* out, int64_t stride, const S* const* next = nullptr) {
-  constexpr int R = kDotRows<Wide<S>>;
-  int i = 0;
-  const auto step = [&](auto tall) {
-    constexpr int own = decltype(tall)::value;
-    dot_rows<own, S>(x + i, factors, count, width, out + i * stride, stride,
-                     next ? next + i : nullptr);
-    i += own;
-  };
-  while (i + R <= rows) step(std::integral_constant<int, R>());
-  while (i < rows) step(std::integral_constant<int, 1>());
+  dots_from<kDotRows<Wide<S>>>(0, rows, x, factors, count, width, out, stride, next);
 }
 
 }  // namespace pyext::PYEXT_ISA
