@@ -40,17 +40,16 @@ PYEXT_INLINE void keep(Lanes<float>& a) {
 }
 #endif
 
-// Columns [at, at + 16) of R rows and C factors. Meanwhile those of F rows `next` are fetched, and
-// of as many factors `later` unless that is null.
-template <int R, int C, int F, class S, class LanesOf>
+// Columns [at, at + 16) of R rows and C factors. Meanwhile those of as many rows `next` and factors
+// `later` are fetched, unless these are null.
+template <int R, int C, class S, class LanesOf>
 PYEXT_INLINE void dot_columns(const S* const* x, const Wide<S>* factors, int64_t width,
                               const S* const* next, const Wide<S>* later, int64_t at, LanesOf lanes,
                               WideLanes<S> (&sums)[R][C]) {
   WideLanes<S> row[R];
   PYEXT_UNROLL
-  for (int i = 0; i < F; ++i) fetch(next[i] + at);
-  PYEXT_UNROLL
   for (int i = 0; i < R; ++i) {
+    if (next) fetch(next[i] + at);
     row[i] = load_wide(x[i] + at, lanes);
     keep(row[i]);
   }
@@ -64,7 +63,7 @@ PYEXT_INLINE void dot_columns(const S* const* x, const Wide<S>* factors, int64_t
   }
 }
 
-template <int R, int C, int F, class S>
+template <int R, int C, class S>
 PYEXT_INLINE void dot_tile(const S* const* x, const Wide<S>* factors, int64_t width, Wide<S>* out,
                            int64_t stride, const S* const* next, const Wide<S>* later) {
   WideLanes<S> sums[R][C];
@@ -73,9 +72,9 @@ PYEXT_INLINE void dot_tile(const S* const* x, const Wide<S>* factors, int64_t wi
   for (int j = 0; j < C; ++j) sums[i][j] = WideLanes<S>(Wide<S>(0));
   int64_t at = 0;
   for (; at + kLanes <= width; at += kLanes)
-    dot_columns<R, C, F>(x, factors, width, next, later, at, AllLanes(), sums);
+    dot_columns<R, C>(x, factors, width, next, later, at, AllLanes(), sums);
   if (at < width)
-    dot_columns<R, C, F>(x, factors, width, next, later, at, FirstLanes(int(width - at)), sums);
+    dot_columns<R, C>(x, factors, width, next, later, at, FirstLanes(int(width - at)), sums);
   PYEXT_UNROLL
   for (int i = 0; i < R; ++i) PYEXT_UNROLL
   for (int j = 0; j < C; ++j) out[i * stride + j] = sums[i][j].sum();
@@ -86,28 +85,15 @@ void dot_rows(const S* const* x, const Wide<S>* factors, int64_t count, int64_t 
               int64_t stride, const S* const* next, bool first) {
   constexpr int C = kDotFactors<Wide<S>>;
   int64_t j = 0;
-  const auto tile = [&](auto wide, auto fetched, const S* const* rows) {
+  const auto tile = [&](auto wide) {
     constexpr int own = decltype(wide)::value;
     // The first rows find their factors in memory, the others in a cache.
     const Wide<S>* later = first ? factors + (j + own) * width : nullptr;
-    dot_tile<R, own, decltype(fetched)::value>(x, factors + j * width, width, out + j, stride, rows,
-                                               later);
+    dot_tile<R, own, S>(x, factors + j * width, width, out + j, stride, j ? nullptr : next, later);
     j += own;
   };
-  constexpr std::integral_constant<int, 0> none;
-  constexpr std::integral_constant<int, 1> one;
-  constexpr std::integral_constant<int, (R + 1) / 2> half;
-  constexpr std::integral_constant<int, R> all;
-  constexpr std::integral_constant<int, C> wide;
-  // Rows are fetched over as many tiles as there are, so that memory is asked at an even pace.
-  if (next && count >= R * C)
-    for (int i = 0; i < R; ++i) tile(wide, one, next + i);
-  else if (next && count >= 2 * C)
-    for (int i = 0; i < R; i += half) tile(wide, half, next + i);
-  else if (next && count >= C)
-    tile(wide, all, next);
-  while (j + C <= count) tile(wide, none, next);
-  while (j < count) tile(one, none, next);
+  while (j + C <= count) tile(std::integral_constant<int, C>());
+  while (j < count) tile(std::integral_constant<int, 1>());
 }
 
 template <int R, class S>
