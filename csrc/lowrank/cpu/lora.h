@@ -90,31 +90,63 @@ void lora_shrink(const LoraShrinkArgs<S>& args, const Context& context) {
   share_tasks(routing, args.width, rows.tile_count, tile);
 }
 
-// Rank values of rows of one adapter, times its scale, without gaps.
+// Rank values of rows of one adapter, times its scale: out[i * row_step + j * rank_step].
 template <class T>
 void scale_rows(const Routing& routing, int64_t adapter, const T* scale, const T* z,
-                const int64_t* rows, int count, T* out) {
+                const int64_t* rows, int count, T* out, int64_t row_step, int64_t rank_step) {
   const int64_t rank = routing.rank_of(adapter);
   const T factor = scale ? scale[adapter] : T(1);
   for (int i = 0; i < count; ++i)
-    for (int64_t j = 0; j < rank; ++j) out[i * rank + j] = factor * z[rows[i] * routing.rank + j];
+    for (int64_t j = 0; j < rank; ++j)
+      out[i * row_step + j * rank_step] = factor * z[rows[i] * routing.rank + j];
 }
+
+// The factors that threads have packed, one each: worth it for many rows, and for one that leaves
+// room in the second-level cache.
+template <class T>
+class PackedFactors {
+ public:
+  PackedFactors(const Routing& routing, int64_t width, const Context& context)
+      : size_(routing.rank * blocks_of(width) * kLanes) {
+    if (size_ > kMost) return;
+    values_ = scratch_values<T>(context, thread_count() * size_);
+    adapter_ = scratch_values<int64_t>(context, thread_count());
+    for (int i = 0; i < thread_count(); ++i) adapter_[i] = -1;
+  }
+  // Null where W is better read as it is.
+  const T* of(int worker, const RowsByAdapter::Tile& tile, const T* W, int64_t rank,
+              int64_t width) const {
+    if (size_ > kMost || tile.count < kTileRows / 2) return nullptr;
+    T* values = values_ + worker * size_;
+    if (adapter_[worker] != tile.adapter) pack_factor(W, rank, width, values);
+    adapter_[worker] = tile.adapter;
+    return values;
+  }
+
+ private:
+  static constexpr int64_t kMost = (int64_t(1) << 18) / int64_t(sizeof(T));
+  int64_t size_;
+  T* values_;
+  int64_t* adapter_;
+};
 
 template <class S>
 void lora_expand(const LoraExpandArgs<S>& args, const Context& context) {
   using T = Wide<S>;
   const Routing& routing = args.routing;
   const RowsByAdapter rows(routing, context);
+  const PackedFactors<T> packed(routing, args.width, context);
   T* scaled = scratch_values<T>(context, thread_count() * kTileRows * routing.rank);
   auto tile = [&](int64_t index, int worker) {
     const RowsByAdapter::Tile& t = rows.tiles[index];
     const int64_t* own = rows.order + t.first;
     const int64_t rank = routing.rank_of(t.adapter);
     T* z = scaled + worker * kTileRows * routing.rank;
-    scale_rows(routing, t.adapter, args.scale, args.z, own, t.count, z);
+    scale_rows(routing, t.adapter, args.scale, args.z, own, t.count, z, 1, kTileRows);
     const GatheredRows<S> y(args.y, args.stride, own, t.count);
     const T* W = args.W + routing.first_of(t.adapter) * args.width;
-    spread<S>({z, rank, W, args.width, args.add}, t.count, y.at, y.next());
+    const T* P = packed.of(worker, t, W, rank, args.width);
+    spread<S>({z, rank, P ? P : W, args.width, P != nullptr, args.add}, t.count, y.at, y.next());
   };
   share_tasks(routing, args.width, rows.tile_count, tile);
   if (args.add) return;
@@ -142,7 +174,7 @@ void lora_outer(const LoraOuterArgs<S>& args, const Context& context) {
       const int64_t rest = rows.first[e + 1] - i;
       const int count = int(rest < kTileRows ? rest : kTileRows);
       const GatheredRows<const S> x(args.x + at, args.stride, rows.order + i, count);
-      scale_rows(routing, e, args.scale, args.z, rows.order + i, count, z);
+      scale_rows(routing, e, args.scale, args.z, rows.order + i, count, z, rank, 1);
       add_products<T>(int(rank), width, out.at, out.at, {z, 1, rank}, count, x.at);
     }
   };

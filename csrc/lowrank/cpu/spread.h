@@ -3,26 +3,40 @@
 #pragma once
 
 #include "lowrank/cpu/dots.h"
+#include "lowrank/cpu/mixture.h"
 
 namespace pyext::PYEXT_ISA {
 
-// Row i becomes its sum over j of z[i][j] W[j], with what is there if `add`.
+// Row i becomes its sum over j of z[j][i] W[j], with what is there if `add`.
 template <class S>
 struct Spread {
   using T = Wide<S>;
-  const T* z;  // [rows, rank]
+  const T* z;  // [rank, kTileRows]: by columns, so that one address leads to those of all rows
   int64_t rank;
-  const T* W;  // [rank, width]
+  const T* W;  // [rank, width], or packed: [columns / 16, rank, 16]
   int64_t width;
-  bool add;
+  bool packed, add;
 };
 
+// Rows that begin a multiple of 4 KiB apart push each other out of the first-level cache.
+template <class T>
+void pack_factor(const T* W, int64_t rank, int64_t width, T* packed) {
+  for (int64_t j = 0; j < rank; ++j)
+    for_each_lanes(width, [&](int64_t at, auto lanes) {
+      load_wide(W + j * width + at, lanes).store(packed + at * rank + j * kLanes);
+    });
+}
+
 // Columns [at, at + 16 C) of R rows. Meanwhile those of the rows `next` are fetched; for the first
-// rows, which find their factor in memory, also those of the factor behind it.
+// rows, which find a factor in memory unless it was packed, also those of the one behind it.
 template <int R, int C, class S, class LanesOf>
 PYEXT_INLINE void spread_columns(const Spread<S>& own, const Wide<S>* z, S* const* y,
                                  S* const* next, bool first, int64_t at, LanesOf lanes) {
   using V = WideLanes<S>;
+  const bool later = first && !own.packed;
+  const int64_t row_step = own.packed ? kLanes : own.width;
+  const int64_t column_step = own.packed ? own.rank : 1;
+  const Wide<S>* factor = own.W + at * column_step;
   V sums[R][C];
   PYEXT_UNROLL
   for (int i = 0; i < R; ++i) PYEXT_UNROLL
@@ -30,19 +44,18 @@ PYEXT_INLINE void spread_columns(const Spread<S>& own, const Wide<S>* z, S* cons
     fetch(next[i] + at + k * kLanes);
     sums[i][k] = own.add ? load_wide(y[i] + at + k * kLanes, lanes) : V(Wide<S>(0));
   }
-  for (int64_t j = 0; j < own.rank; ++j) {
-    const Wide<S>* factor_row = own.W + j * own.width + at;
+  for (int64_t j = 0; j < own.rank; ++j, factor += row_step) {
     V row[C];
     PYEXT_UNROLL
     for (int k = 0; k < C; ++k) {
-      if (first) fetch(factor_row + own.rank * own.width + k * kLanes);
-      row[k] = load_wide(factor_row + k * kLanes, lanes);
+      if (later) fetch(factor + own.rank * own.width + k * kLanes);
+      row[k] = load_wide(factor + k * kLanes * column_step, lanes);
     }
     PYEXT_UNROLL
     for (int i = 0; i < R; ++i) {
-      const V factor(z[i * own.rank + j]);
+      const V times(z[j * kTileRows + i]);
       PYEXT_UNROLL
-      for (int k = 0; k < C; ++k) sums[i][k] = fma(factor, row[k], sums[i][k]);
+      for (int k = 0; k < C; ++k) sums[i][k] = fma(times, row[k], sums[i][k]);
     }
   }
   PYEXT_UNROLL
@@ -64,7 +77,7 @@ void spread_rows(const Spread<S>& own, const Wide<S>* z, S* const* y, S* const* 
 
 template <int R, class S>
 void spread_from(const Spread<S>& own, int i, int count, S* const* y, S* const* next) {
-  for (; i + R <= count; i += R) spread_rows<R>(own, own.z + i * own.rank, y + i, next + i, i == 0);
+  for (; i + R <= count; i += R) spread_rows<R>(own, own.z + i, y + i, next + i, i == 0);
   // Few rows are done at once, since that reads the factor once.
   if constexpr (R > 1) spread_from<(R > 4 ? R / 2 : R - 1)>(own, i, count, y, next);
 }
