@@ -51,21 +51,29 @@ struct MixBackwardArgs {
   T *g_A, *g_B, *g_a, *g_c, *g_M, *g_m, *g_scale, *g_gate;
 };
 
-// Adapters of rows: row n's is adapter[n], none where that is not within [0, E).
+constexpr int kMostRagged = 512;  // adapters of different ranks
+
+// Adapters of rows: row n's is adapter[n], none where that is not within [0, E). Their factors lie
+// one after another; where ranks differ, `first` tells where. By value, so that a device sees it
+// without a copy.
 struct Routing {
-  int64_t rows, adapters, rank;  // N, E, r
+  int64_t rows, adapters, rank;  // N, E, and the largest rank: the columns of z
   const int64_t* adapter;        // [N]
+  bool ragged;
+  int32_t first[kMostRagged + 1];  // ragged: factor e is rows first[e] to first[e + 1] of all
   PYEXT_HD bool has(int64_t n) const { return adapter[n] >= 0 && adapter[n] < adapters; }
+  PYEXT_HD int64_t first_of(int64_t e) const { return ragged ? first[e] : e * rank; }
+  PYEXT_HD int64_t rank_of(int64_t e) const { return ragged ? first[e + 1] - first[e] : rank; }
 };
 
-// z[n] = s W x[n]
+// z[n] = s W x[n]; zeros beyond the rank of n's adapter
 template <class S>
 struct LoraShrinkArgs {
   using T = Wide<S>;
   Routing routing;
   int64_t width, stride;  // of a row of x, and from one to the next
   const S* x;
-  const T* W;      // [E, r, width]
+  const T* W;      // [E, r, width], or [sum of ranks, width]
   const T* scale;  // [E] or null
   T* z;            // [N, r] out
 };
@@ -77,13 +85,13 @@ struct LoraExpandArgs {
   Routing routing;
   int64_t width, stride;  // of a row of y, and from one to the next
   const T* z;             // [N, r]
-  const T* W;             // [E, r, width]
+  const T* W;             // as above
   const T* scale;         // [E] or null
   bool add;
   S* y;  // out
 };
 
-// G_e = sum over e's rows of z[n] x[n]^T
+// G_e = sum over e's rows of s z[n] x[n]^T
 template <class S>
 struct LoraOuterArgs {
   using T = Wide<S>;
@@ -91,7 +99,8 @@ struct LoraOuterArgs {
   int64_t width, stride;  // of a row of x, and from one to the next
   const T* z;             // [N, r]
   const S* x;
-  T* G;  // [E, r, width] out
+  const T* scale;  // [E] or null
+  T* G;            // as W, out
 };
 
 #define PYEXT_LOWRANK_MIX_KERNELS(X) \

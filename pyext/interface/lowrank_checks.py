@@ -11,6 +11,7 @@ from pyext.interface.checks import check_storage, check_tensor
 
 ACTIVATIONS = ("identity", "relu", "silu", "gelu", "tanh")
 MAX_RANK = 128
+MAX_RAGGED = 512  # adapters of different ranks in one batch
 INDICES = (torch.int32, torch.int64)
 
 
@@ -37,6 +38,22 @@ def check_rank(name: str, factor: Tensor, like: Tensor) -> tuple[int, int]:
     return count, rank
 
 
+def check_factors(
+    name: str, factor: Tensor, ranks: Sequence[int] | None, like: Tensor
+) -> tuple[int, int]:
+    """E and the largest rank of factors [E, r, D], or with ranks [sum of ranks, D]."""
+    if ranks is None:
+        return check_rank(name, factor, like)
+    if not 1 <= len(ranks) <= MAX_RAGGED:
+        raise ValueError(f"ranks: expected 1 to {MAX_RAGGED} adapters, got {len(ranks)}")
+    check_ranks(ranks, len(ranks), MAX_RANK)
+    check_weights(name, factor, [sum(ranks), "D"], like)
+    rank, width = max(ranks, default=0), factor.shape[1]
+    if rank > width:
+        raise ValueError(f"{name}: rank {rank} is more than the width {width}")
+    return len(ranks), rank
+
+
 def check_pair(A: Tensor, B: Tensor) -> None:
     if A.shape[:2] != B.shape[:2]:
         raise ValueError(
@@ -45,12 +62,14 @@ def check_pair(A: Tensor, B: Tensor) -> None:
         )
 
 
-def check_width(name: str, x: Tensor, factor_name: str, factor: Tensor) -> None:
+def check_width(
+    name: str, x: Tensor, factor_name: str, factor: Tensor, shape: Sequence[str] = ("E", "r", "D")
+) -> None:
     check_storage(name, x)
-    if x.dim() == 0 or factor.dim() != 3 or x.shape[-1] != factor.shape[-1]:
+    if x.dim() == 0 or factor.dim() != len(shape) or x.shape[-1] != factor.shape[-1]:
         raise ValueError(
             f"{name} is {list(x.shape)} and {factor_name} is {list(factor.shape)}, expected "
-            "[..., D] and [E, r, D]"
+            f"[..., D] and [{', '.join(shape)}]"
         )
 
 

@@ -176,6 +176,11 @@ def _adapter_of_row(
     return ids.long().repeat_interleave(lengths.long())
 
 
+def _factors(stack: Tensor, ranks: Sequence[int] | None) -> Sequence[Tensor]:
+    """Of each adapter: of [E, r, D], or of [sum of ranks, D]."""
+    return stack.unbind() if ranks is None else stack.split(list(ranks))
+
+
 def lowrank_lora_shrink(
     x: Tensor,
     A: Tensor,
@@ -183,14 +188,18 @@ def lowrank_lora_shrink(
     start: Tensor | None,
     ids: Tensor | None,
     scale: Tensor | None,
+    ranks: Sequence[int] | None,
 ) -> Tensor:
     """z [N, r]: see `pyext.reference.lowrank.lora_shrink`."""
-    adapter = _adapter_of_row(len(x), len(A), idx, start, ids)
+    factors = _factors(A, ranks)
+    adapter = _adapter_of_row(len(x), len(factors), idx, start, ids)
     dtype = wide(x)
-    z = x.new_zeros((len(x), A.shape[1]), dtype=dtype)
-    for e in range(len(A)):
+    rank = max((len(factor) for factor in factors), default=0)
+    z = x.new_zeros((len(x), rank), dtype=dtype)
+    for e, factor in enumerate(factors):
         own = (adapter == e).nonzero().flatten()
-        product = x[own].to(dtype) @ A[e].to(dtype).T
+        product = x[own].to(dtype) @ factor.to(dtype).T
+        product = F.pad(product, (0, rank - len(factor)))
         z = z.index_add(0, own, product if scale is None else scale[e] * product)
     return z
 
@@ -203,14 +212,17 @@ def lowrank_lora_expand(
     start: Tensor | None,
     ids: Tensor | None,
     offset: int,
+    ranks: Sequence[int] | None,
 ) -> Tensor:
     """y: see `pyext.reference.lowrank.lora_expand`."""
-    adapter = _adapter_of_row(len(z), len(B), idx, start, ids)
+    factors = _factors(B, ranks)
+    adapter = _adapter_of_row(len(z), len(factors), idx, start, ids)
     product = z.new_zeros((len(z), base.shape[1]))
-    for e in range(len(B)):
+    for e, factor in enumerate(factors):
         own = (adapter == e).nonzero().flatten()
-        right = base.shape[1] - offset - B.shape[2]
-        product = product.index_add(0, own, F.pad(z[own] @ B[e].to(z.dtype), (offset, right)))
+        right = base.shape[1] - offset - B.shape[-1]
+        added = z[own, : len(factor)] @ factor.to(z.dtype)
+        product = product.index_add(0, own, F.pad(added, (offset, right)))
     return (base.to(z.dtype) + product).to(base.dtype)
 
 

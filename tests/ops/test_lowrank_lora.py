@@ -19,11 +19,13 @@ from tests.ops.agreement import (
 ops = torch.ops.pyext
 
 NAMES = ("x", "A", "B", "base", "scale")
+RAGGED = (3, 5, 0, 1)  # the last adapter of `routes` has few rows, the third none
 
 
-def inputs(rows=23, width=37, out=21, count=4, rank=5, dtype=torch.float64, extra=0):
+def inputs(rows=23, width=37, out=21, count=4, rank=5, dtype=torch.float64, extra=0, ranks=None):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    shapes = ((rows, width), (count, rank, width), (count, rank, out), (rows, out + extra))
+    lead = (count, rank) if ranks is None else (sum(ranks),)
+    shapes = ((rows, width), (*lead, width), (*lead, out), (rows, out + extra))
     return {
         name: random(*shape, seed=i, dtype=dtype if name in ("x", "base") else wide)
         for i, (name, shape) in enumerate(zip(NAMES, (*shapes, (count,)), strict=True))
@@ -39,7 +41,8 @@ def routes(rows=23, count=4):
     return {"idx": {"idx": idx}, "int32": {"idx": idx.int()}, "segments": {"segments": (ends, ids)}}
 
 
-def both(implementation, tensors, route, offset=0, inplace=False):
+def both(implementation, tensors, route, offset=0, inplace=False, ranks=None):
+    route = {**route, "ranks": ranks}
     z = implementation.lora_shrink(tensors["x"], tensors["A"], scale=tensors["scale"], **route)
     base = tensors["base"] * 1
     expand = implementation.lora_expand
@@ -59,10 +62,12 @@ def compare(tensors, route, dtype, **options):
 
 
 @pytest.mark.numerics_small
+@pytest.mark.parametrize("ranks", [None, RAGGED])
 @pytest.mark.parametrize("route", ["idx", "int32", "segments"])
-def test_lora_small(route):
+def test_lora_small(route, ranks):
     for dtype in DTYPES[:3]:
-        compare(inputs(dtype=dtype, extra=6), routes()[route], dtype, offset=4)
+        tensors = inputs(dtype=dtype, extra=6, ranks=ranks)
+        compare(tensors, routes()[route], dtype, offset=4, ranks=ranks)
 
 
 @pytest.mark.parametrize("rows, width, out", [(1, 1, 1), (100, 257, 130), (70, 300, 600)])
@@ -72,6 +77,49 @@ def test_lora_shapes(rows, width, out, rank):
         tensors = inputs(rows, width, out, rank=min(rank, width, out), dtype=dtype)
         for route in routes(rows).values():
             compare(tensors, route, dtype)
+
+
+@pytest.mark.parametrize("rows, width, out", [(100, 257, 130), (70, 300, 600)])
+@pytest.mark.parametrize("ranks", [(4, 8, 16, 4), (1, 20, 0, 7), (33, 1, 64, 128)])
+def test_ragged_shapes(rows, width, out, ranks):
+    for dtype in DTYPES:
+        for route in routes(rows).values():
+            compare(inputs(rows, width, out, dtype=dtype, ranks=ranks), route, dtype, ranks=ranks)
+
+
+@pytest.mark.numerics_small
+def test_ragged_is_each_adapter_alone_to_the_bit():
+    tensors, idx = inputs(dtype=torch.float32, ranks=RAGGED), routes()["idx"]["idx"]
+    z, y = both(lowrank, tensors, {"idx": idx}, ranks=RAGGED)
+    parts = {name: tensors[name].split(RAGGED) for name in ("A", "B")}
+    for e, rank in enumerate(RAGGED):
+        rows = idx == e
+        assert not z[rows, rank:].any()
+        if rank == 0:
+            assert torch.equal(y[rows], tensors["base"][rows])
+            continue
+        own = {name: parts[name][e][None] for name in parts}
+        own |= {name: tensors[name][rows] for name in ("x", "base")}
+        own["scale"] = tensors["scale"][e : e + 1]
+        z_own, y_own = both(lowrank, own, {"idx": torch.zeros(int(rows.sum())).long()})
+        assert torch.equal(z[rows, :rank], z_own) and torch.equal(y[rows], y_own)
+
+
+@pytest.mark.numerics_small
+def test_what_is_beyond_a_rank_is_not_read():
+    tensors, idx = inputs(dtype=torch.float32, ranks=RAGGED), routes()["idx"]["idx"]
+    z = lowrank.lora_shrink(tensors["x"], tensors["A"], idx=idx, ranks=RAGGED)
+    own = torch.tensor([*RAGGED, 0])[idx]  # of no adapter, -1, the last: 0
+    beyond = torch.arange(5) >= own[:, None]
+    assert not z[beyond].any()
+    poor = z.masked_fill(beyond, torch.nan).requires_grad_()
+    for implementation in (lowrank, reference):
+        arguments = (tensors["B"], tensors["base"])
+        want = implementation.lora_expand(z, *arguments, idx=idx, ranks=RAGGED)
+        got = implementation.lora_expand(poor, *arguments, idx=idx, ranks=RAGGED)
+        assert torch.equal(got, want)
+        (g,) = torch.autograd.grad(got.sum(), poor)
+        assert not g[beyond].any() and g[~beyond].all()
 
 
 def test_each_row_has_its_own_lora():
@@ -152,6 +200,18 @@ def test_lora_gradcheck():
         )
 
 
+def test_ragged_gradcheck():
+    ranks = (2, 1, 3, 0)
+    leaves = [t.requires_grad_() for t in inputs(6, width=5, out=4, ranks=ranks).values()]
+    for route in routes(6).values():
+        assert torch.autograd.gradcheck(
+            lambda *t, route=route: both(
+                lowrank, dict(zip(NAMES, t, strict=True)), route, ranks=ranks
+            ),
+            leaves,
+        )
+
+
 def test_second_derivatives_are_refused():
     tensors, route = inputs(), routes()["idx"]
     z = lowrank.lora_shrink(tensors["x"].requires_grad_(), tensors["A"], **route)
@@ -160,12 +220,13 @@ def test_second_derivatives_are_refused():
         torch.autograd.grad(gradient.sum(), tensors["x"])
 
 
-def test_lora_threads():
-    tensors, route = inputs(rows=300, width=600, dtype=torch.float32), routes(300)["idx"]
+@pytest.mark.parametrize("ranks", [None, (4, 8, 0, 16)])
+def test_lora_threads(ranks):
+    tensors, route = inputs(300, 600, dtype=torch.float32, ranks=ranks), routes(300)["idx"]
     leaves = [t.requires_grad_() for t in tensors.values()]
 
     def run():
-        outputs, grads = gradients(lambda: both(lowrank, tensors, route), leaves)
+        outputs, grads = gradients(lambda: both(lowrank, tensors, route, ranks=ranks), leaves)
         return [*outputs, *grads]
 
     assert_same_on_any_threads(run)
@@ -175,29 +236,34 @@ def test_lora_threads():
 def test_instruction_sets_agree(dtype):
     for isa in runtime.isas():
         with runtime.use_isa(isa):
-            compare(inputs(rows=50, dtype=dtype), routes(50)["idx"], dtype)
+            for ranks in (None, (3, 17, 0, 8)):
+                tensors = inputs(rows=50, dtype=dtype, ranks=ranks)
+                compare(tensors, routes(50)["idx"], dtype, ranks=ranks)
 
 
+@pytest.mark.parametrize("ranks", [None, RAGGED])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_lora_opcheck(dtype):
-    t = {k: v.requires_grad_() for k, v in inputs(dtype=dtype).items()}
+def test_lora_opcheck(dtype, ranks):
+    t = {k: v.requires_grad_() for k, v in inputs(dtype=dtype, ranks=ranks).items()}
     idx = routes()["idx"]["idx"]
-    shrink = (t["x"], t["A"], idx, None, None, t["scale"])
+    shrink = (t["x"], t["A"], idx, None, None, t["scale"], ranks)
     torch.library.opcheck(ops.lowrank_lora_shrink.default, shrink)
     z = ops.lowrank_lora_shrink(*shrink).detach().requires_grad_()
-    expand = (t["base"], z, t["B"], idx, None, None, 0)
+    expand = (t["base"], z, t["B"], idx, None, None, 0, ranks)
     torch.library.opcheck(ops.lowrank_lora_expand.default, expand)
     plain = [x.detach() if isinstance(x, torch.Tensor) else x for x in expand]
     torch.library.opcheck(ops.lowrank_lora_expand_.default, tuple(plain))
 
 
+@pytest.mark.parametrize("ranks", [None, RAGGED])
 @pytest.mark.parametrize("inplace", [False, True])
-def test_lora_compiles_whole(inplace):
-    tensors, route = inputs(dtype=torch.float32), routes()["idx"]
+def test_lora_compiles_whole(inplace, ranks):
+    tensors, route = inputs(dtype=torch.float32, ranks=ranks), routes()["idx"]
     leaves = [t.requires_grad_() for t in tensors.values()]
 
     def step(*given):
-        return both(lowrank, dict(zip(NAMES, given, strict=True)), route, inplace=inplace)
+        own = dict(zip(NAMES, given, strict=True))
+        return both(lowrank, own, route, inplace=inplace, ranks=ranks)
 
     whole = torch.compile(step, fullgraph=True, backend="aot_eager")
     got, g_got = gradients(lambda: whole(*tensors.values()), leaves)
@@ -247,10 +313,51 @@ def test_shrink_errors(given, error, message):
             implementation.lora_shrink(**own | routes()["idx"] | given)
 
 
+FLAT = random(9, 37)
+
+
+@pytest.mark.parametrize(
+    "given, error, message",
+    [
+        ({"ranks": RAGGED}, ValueError,
+         r"x is \[23, 37\] and A is \[4, 5, 37\], expected \[..., D\] and \[sum of ranks, D\]"),
+        ({"A": FLAT}, ValueError, r"x is .* expected \[..., D\] and \[E, r, D\]"),
+        ({"A": FLAT[:8], "ranks": RAGGED}, ValueError,
+         r"A: expected shape \[9, D\], got \[8, 37\]"),
+        ({"A": FLAT, "ranks": (3, 5, -1, 2)}, ValueError,
+         "ranks: expected 0 to 128, got -1 for adapter 2"),
+        ({"A": FLAT, "ranks": (129,)}, ValueError, "ranks: expected 0 to 128, got 129 for adapte"),
+        ({"A": FLAT, "ranks": ()}, ValueError, "ranks: expected 1 to 512 adapters, got 0"),
+        ({"A": FLAT, "ranks": (1,) * 513}, ValueError,
+         "ranks: expected 1 to 512 adapters, got 513"),
+        ({"x": random(23, 4), "A": random(9, 4), "ranks": RAGGED}, ValueError,
+         "A: rank 5 is more than the width 4"),
+        ({"A": FLAT, "ranks": (3, 6)}, ValueError, r"scale: expected shape \[2\], got \[4\]"),
+        ({"A": FLAT, "ranks": (3, 6), "scale": random(2), "idx": torch.full((23,), 2)}, ValueError,
+         "idx: expected adapters from -1 to below 2, got 2 at 0"),
+    ],
+)  # fmt: skip
+def test_ragged_errors(given, error, message):
+    own = {k: v for k, v in inputs().items() if k in ("x", "A", "scale")}
+    for implementation in (lowrank, reference):
+        with pytest.raises(error, match=f"^{message}"):
+            implementation.lora_shrink(**own | routes()["idx"] | given)
+
+
+def test_as_many_ragged_adapters_as_there_may_be():
+    ranks = (1, 2) * 256
+    tensors = inputs(dtype=torch.float32, ranks=ranks) | {"scale": random(512, dtype=torch.float32)}
+    idx = torch.randint(512, (23,), generator=torch.Generator().manual_seed(0))
+    compare(tensors, {"idx": idx}, torch.float32, ranks=ranks)
+
+
 @pytest.mark.parametrize(
     "given, error, message",
     [
         ({"z": random(23, 4)}, ValueError, r"z: expected shape \[23, 5\], got \[23, 4\]"),
+        ({"B": random(9, 21), "ranks": RAGGED, "z": random(23, 4)}, ValueError,
+         r"z: expected shape \[23, 5\], got \[23, 4\]"),
+        ({"B": random(10, 21), "ranks": RAGGED}, ValueError, r"B: expected shape \[9, D\], got"),
         ({"z": random(23, 5).float()}, TypeError, "z: expected dtype torch.float64, got torch.flo"),
         ({"base": random(21)}, ValueError, r"base: expected shape \[N, D\], got \[21\]"),
         ({"base": random(23, 20)}, ValueError, r"offset: 0 and the width 21 of B do not fit base"),

@@ -33,7 +33,6 @@ def test_the_pair_shares_its_base_and_not_its_adapters():
     pair = speed.Pair(TINY)
     loop, ops = (dict(pair.models[arm].named_parameters()) for arm in (speed.PEFT, speed.OPS))
     assert all((loop[name] is ops[name]) != ("lora_" in name) for name in loop)
-    # Powers of two take no more room in a stack.
     assert pair.adapter_bytes(speed.OPS) == pair.adapter_bytes(speed.PEFT) > 0
 
 

@@ -3,10 +3,12 @@
 
 #include <cstring>
 
-#include "lowrank/cpu/dots.h"
 #include "lowrank/cpu/mixture.h"
+#include "lowrank/cpu/spread.h"
 
 namespace pyext::PYEXT_ISA {
+
+constexpr int kRowsAhead = 8;  // rows are fetched while those before them are computed
 
 // Rows by adapter, those of none left out.
 struct RowsByAdapter {
@@ -20,7 +22,7 @@ struct RowsByAdapter {
 
   RowsByAdapter(const Routing& routing, const Context& context) {
     const int64_t count = routing.adapters;
-    order = scratch_values<int64_t>(context, routing.rows);
+    order = scratch_values<int64_t>(context, routing.rows + kRowsAhead);
     first = scratch_values<int64_t>(context, count + 2);
     tiles = scratch_values<Tile>(context, count + routing.rows / kTileRows);
     memset(first, 0, size_t(count + 2) * sizeof *first);
@@ -30,6 +32,8 @@ struct RowsByAdapter {
     for (int64_t e = 0; e < count; ++e) first[e + 2] += first[e + 1];
     for (int64_t n = 0; n < routing.rows; ++n)
       if (routing.has(n)) order[first[routing.adapter[n] + 1]++] = n;
+    // Behind the last row it is repeated, for those that look ahead.
+    for (int64_t i = first[count], k = 0; k < kRowsAhead; ++k) order[i + k] = i ? order[i - 1] : 0;
     for (int64_t e = 0; e < count; ++e)
       for (int64_t i = first[e]; i < first[e + 1]; i += kTileRows) {
         const int64_t rest = first[e + 1] - i;
@@ -38,13 +42,14 @@ struct RowsByAdapter {
   }
 };
 
-// Rows of an array by their numbers.
+// Rows of an array by their numbers, and those that follow them.
 template <class S>
 struct GatheredRows {
-  S* at[kTileRows];
+  S* at[kTileRows + kRowsAhead];
   GatheredRows(S* values, int64_t stride, const int64_t* rows, int count) {
-    for (int i = 0; i < count; ++i) at[i] = values + rows[i] * stride;
+    for (int i = 0; i < count + kRowsAhead; ++i) at[i] = values + rows[i] * stride;
   }
+  S* const* next() const { return at + kRowsAhead; }
 };
 
 // The rows of one adapter's factor.
@@ -67,45 +72,86 @@ void share_tasks(const Routing& routing, int64_t width, int64_t tasks, Body& bod
 template <class S>
 void lora_shrink(const LoraShrinkArgs<S>& args, const Context& context) {
   using T = Wide<S>;
-  const int64_t rank = args.routing.rank;
-  const RowsByAdapter rows(args.routing, context);
-  memset(args.z, 0, size_t(args.routing.rows * rank) * sizeof(T));
+  const Routing& routing = args.routing;
+  const RowsByAdapter rows(routing, context);
+  memset(args.z, 0, size_t(routing.rows * routing.rank) * sizeof(T));
   auto tile = [&](int64_t index, int) {
     const RowsByAdapter::Tile& t = rows.tiles[index];
     const int64_t* own = rows.order + t.first;
     const GatheredRows<const S> x(args.x, args.stride, own, t.count);
+    const int64_t rank = routing.rank_of(t.adapter);
     T products[kTileRows][kMaxRank];
-    dots(t.count, x.at, args.W + t.adapter * rank * args.width, rank, args.width, products[0],
-         kMaxRank);
+    dots(t.count, x.at, args.W + routing.first_of(t.adapter) * args.width, rank, args.width,
+         products[0], kMaxRank, x.next());
     const T scale = args.scale ? args.scale[t.adapter] : T(1);
     for (int i = 0; i < t.count; ++i)
-      for (int64_t j = 0; j < rank; ++j) args.z[own[i] * rank + j] = scale * products[i][j];
+      for (int64_t j = 0; j < rank; ++j) args.z[own[i] * routing.rank + j] = scale * products[i][j];
   };
-  share_tasks(args.routing, args.width, rows.tile_count, tile);
+  share_tasks(routing, args.width, rows.tile_count, tile);
 }
+
+// Rank values of rows of one adapter, times its scale: out[i * row_step + j * rank_step].
+template <class T>
+void scale_rows(const Routing& routing, int64_t adapter, const T* scale, const T* z,
+                const int64_t* rows, int count, T* out, int64_t row_step, int64_t rank_step) {
+  const int64_t rank = routing.rank_of(adapter);
+  const T factor = scale ? scale[adapter] : T(1);
+  for (int i = 0; i < count; ++i)
+    for (int64_t j = 0; j < rank; ++j)
+      out[i * row_step + j * rank_step] = factor * z[rows[i] * routing.rank + j];
+}
+
+// The factors that threads have packed, one each: worth it for many rows, and for one that leaves
+// room in the second-level cache.
+template <class T>
+class PackedFactors {
+ public:
+  PackedFactors(const Routing& routing, int64_t width, const Context& context)
+      : size_(routing.rank * blocks_of(width) * kLanes) {
+    if (size_ > kMost) return;
+    values_ = scratch_values<T>(context, thread_count() * size_);
+    adapter_ = scratch_values<int64_t>(context, thread_count());
+    for (int i = 0; i < thread_count(); ++i) adapter_[i] = -1;
+  }
+  // Null where W is better read as it is.
+  const T* of(int worker, const RowsByAdapter::Tile& tile, const T* W, int64_t rank,
+              int64_t width) const {
+    if (size_ > kMost || tile.count < kTileRows / 2) return nullptr;
+    T* values = values_ + worker * size_;
+    if (adapter_[worker] != tile.adapter) pack_factor(W, rank, width, values);
+    adapter_[worker] = tile.adapter;
+    return values;
+  }
+
+ private:
+  static constexpr int64_t kMost = (int64_t(1) << 18) / int64_t(sizeof(T));
+  int64_t size_;
+  T* values_;
+  int64_t* adapter_;
+};
 
 template <class S>
 void lora_expand(const LoraExpandArgs<S>& args, const Context& context) {
   using T = Wide<S>;
-  const int64_t rank = args.routing.rank;
-  const RowsByAdapter rows(args.routing, context);
-  T* scaled = scratch_values<T>(context, thread_count() * kTileRows * rank);
+  const Routing& routing = args.routing;
+  const RowsByAdapter rows(routing, context);
+  const PackedFactors<T> packed(routing, args.width, context);
+  T* scaled = scratch_values<T>(context, thread_count() * kTileRows * routing.rank);
   auto tile = [&](int64_t index, int worker) {
     const RowsByAdapter::Tile& t = rows.tiles[index];
     const int64_t* own = rows.order + t.first;
-    T* z = scaled + worker * kTileRows * rank;
-    const T scale = args.scale ? args.scale[t.adapter] : T(1);
-    for (int i = 0; i < t.count; ++i)
-      for (int64_t j = 0; j < rank; ++j) z[i * rank + j] = scale * args.z[own[i] * rank + j];
+    const int64_t rank = routing.rank_of(t.adapter);
+    T* z = scaled + worker * kTileRows * routing.rank;
+    scale_rows(routing, t.adapter, args.scale, args.z, own, t.count, z, 1, kTileRows);
     const GatheredRows<S> y(args.y, args.stride, own, t.count);
-    const RankRows<const T> factor(args.W + t.adapter * rank * args.width, rank, args.width);
-    add_products<S>(t.count, args.width, y.at, args.add ? y.at : nullptr, {z, rank, 1}, rank,
-                    factor.at);
+    const T* W = args.W + routing.first_of(t.adapter) * args.width;
+    const T* P = packed.of(worker, t, W, rank, args.width);
+    spread<S>({z, rank, P ? P : W, args.width, P != nullptr, args.add}, t.count, y.at, y.next());
   };
-  share_tasks(args.routing, args.width, rows.tile_count, tile);
+  share_tasks(routing, args.width, rows.tile_count, tile);
   if (args.add) return;
-  for (int64_t n = 0; n < args.routing.rows; ++n)
-    if (!args.routing.has(n)) memset(args.y + n * args.stride, 0, size_t(args.width) * sizeof(S));
+  for (int64_t n = 0; n < routing.rows; ++n)
+    if (!routing.has(n)) memset(args.y + n * args.stride, 0, size_t(args.width) * sizeof(S));
 }
 
 constexpr int64_t kOuterColumns = 256;  // of a task
@@ -113,25 +159,26 @@ constexpr int64_t kOuterColumns = 256;  // of a task
 template <class S>
 void lora_outer(const LoraOuterArgs<S>& args, const Context& context) {
   using T = Wide<S>;
-  const int64_t rank = args.routing.rank, parts = (args.width + kOuterColumns - 1) / kOuterColumns;
-  const RowsByAdapter rows(args.routing, context);
-  T* values = scratch_values<T>(context, thread_count() * kTileRows * rank);
+  const Routing& routing = args.routing;
+  const int64_t parts = (args.width + kOuterColumns - 1) / kOuterColumns;
+  const RowsByAdapter rows(routing, context);
+  T* values = scratch_values<T>(context, thread_count() * kTileRows * routing.rank);
   auto part = [&](int64_t index, int worker) {
     const int64_t e = index / parts, at = index % parts * kOuterColumns;
     const int64_t width = args.width - at < kOuterColumns ? args.width - at : kOuterColumns;
-    const RankRows<T> out(args.G + e * rank * args.width + at, rank, args.width);
+    const int64_t rank = routing.rank_of(e);
+    const RankRows<T> out(args.G + routing.first_of(e) * args.width + at, rank, args.width);
     for (int64_t j = 0; j < rank; ++j) memset(out.at[j], 0, size_t(width) * sizeof(T));
-    T* z = values + worker * kTileRows * rank;
+    T* z = values + worker * kTileRows * routing.rank;
     for (int64_t i = rows.first[e]; i < rows.first[e + 1]; i += kTileRows) {
       const int64_t rest = rows.first[e + 1] - i;
       const int count = int(rest < kTileRows ? rest : kTileRows);
       const GatheredRows<const S> x(args.x + at, args.stride, rows.order + i, count);
-      for (int k = 0; k < count; ++k)
-        memcpy(z + k * rank, args.z + rows.order[i + k] * rank, size_t(rank) * sizeof(T));
+      scale_rows(routing, e, args.scale, args.z, rows.order + i, count, z, rank, 1);
       add_products<T>(int(rank), width, out.at, out.at, {z, 1, rank}, count, x.at);
     }
   };
-  share_tasks(args.routing, args.width, args.routing.adapters * parts, part);
+  share_tasks(routing, args.width, routing.adapters * parts, part);
 }
 
 }  // namespace pyext::PYEXT_ISA

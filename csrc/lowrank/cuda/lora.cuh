@@ -13,13 +13,15 @@ __global__ void __launch_bounds__(kThreads) lora_shrink_kernel(LoraShrinkArgs<S>
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   const bool has = args.routing.has(n);
   const int64_t e = has ? args.routing.adapter[n] : 0;
+  const int64_t first = has ? args.routing.first_of(e) : 0;
+  const int64_t own = has ? args.routing.rank_of(e) : 0;
   for (int64_t j = warp; j < rank; j += kWarps) {
     T sum = T(0);
-    const T* row = args.W + (e * rank + j) * args.width;
-    for (int64_t k = lane; has && k < args.width; k += 32)
+    const T* row = args.W + (first + j) * args.width;
+    for (int64_t k = lane; j < own && k < args.width; k += 32)
       sum += widen(args.x[n * args.stride + k]) * row[k];
     sum = warp_sum(sum);
-    if (lane == 0) args.z[n * rank + j] = has && args.scale ? args.scale[e] * sum : sum;
+    if (lane == 0) args.z[n * rank + j] = j < own && args.scale ? args.scale[e] * sum : sum;
   }
 }
 
@@ -42,8 +44,9 @@ __global__ void __launch_bounds__(kThreads)
   if (has) {
     const int64_t e = args.routing.adapter[n];
     const T scale = args.scale ? args.scale[e] : T(1);
-    for (int64_t j = 0; j < rank; ++j)
-      sum += scale * args.z[n * rank + j] * args.W[(e * rank + j) * args.width + column];
+    const int64_t first = args.routing.first_of(e), own = args.routing.rank_of(e);
+    for (int64_t j = 0; j < own; ++j)
+      sum += scale * args.z[n * rank + j] * args.W[(first + j) * args.width + column];
   }
   *y = narrow<S>(sum);
 }
@@ -64,18 +67,20 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t column = blockIdx.x % column_tiles * kThreads + threadIdx.x;
   const int64_t j0 = blockIdx.x / column_tiles % rank_tiles * kOuterColumns;
   const int64_t e = blockIdx.x / column_tiles / rank_tiles;
-  if (column >= args.width) return;
+  const int64_t first = args.routing.first_of(e), own = args.routing.rank_of(e);
+  if (column >= args.width || j0 >= own) return;
+  const T scale = args.scale ? args.scale[e] : T(1);
   T sums[kOuterColumns] = {};
   for (int64_t n = 0; n < args.routing.rows; ++n) {
     if (args.routing.adapter[n] != e) continue;
     const T value = widen(args.x[n * args.stride + column]);
     PYEXT_UNROLL
     for (int j = 0; j < kOuterColumns; ++j)
-      if (j0 + j < rank) sums[j] += args.z[n * rank + j0 + j] * value;
+      if (j0 + j < own) sums[j] += scale * args.z[n * rank + j0 + j] * value;
   }
   PYEXT_UNROLL
   for (int j = 0; j < kOuterColumns; ++j)
-    if (j0 + j < rank) args.G[(e * rank + j0 + j) * args.width + column] = sums[j];
+    if (j0 + j < own) args.G[(first + j0 + j) * args.width + column] = sums[j];
 }
 
 template <class S>

@@ -15,35 +15,48 @@ from pyext.ops import lowrank
 from pyext_plugins.multilora.stacks import Stack, Stacks
 
 
-class Routes:
-    """The adapter of every row, found once for all layers that have the same adapters."""
+class Batch:
+    """Whose the samples of a batch are."""
+
+    def __init__(self, samples: Sequence[str]) -> None:
+        self.samples = list(samples)
+        self.used = frozenset(samples)
+        self._routes: dict[Any, Tensor] = {}
+
+    def route(self, adapters: tuple[str, ...], rows: int, device: torch.device) -> Tensor:
+        """[N] int64 for `lora_shrink`: of samples of ``rows`` rows each; -1 for other adapters."""
+        key = (adapters, rows, device)
+        if key not in self._routes:
+            number = {name: e for e, name in enumerate(adapters)}
+            own = torch.tensor([number.get(name, -1) for name in self.samples], device=device)
+            self._routes[key] = own.repeat_interleave(rows)
+        return self._routes[key]
+
+
+class Batches:
+    """The batch of a call of the model, looked at once for all layers."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, Tensor] = {}
+        self._last = Batch([])
 
-    def of_rows(
-        self, samples: Sequence[str], adapters: Sequence[str], rows: int, device: torch.device
-    ) -> Tensor:
-        """[N] int64 for `lora_shrink`: of samples of ``rows`` rows each; -1 for other adapters."""
-        key = (tuple(samples), adapters, rows, device)
-        if key not in self._known:
-            number = {name: e for e, name in enumerate(adapters)}
-            own = torch.tensor([number.get(sample, -1) for sample in samples], device=device)
-            self._known[key] = own.repeat_interleave(rows)
-        return self._known[key]
+    def of(self, samples: Sequence[str]) -> Batch:
+        """Mostly the last one: beams and parts of a batch have others."""
+        if self._last.samples != samples:
+            self._last = Batch(samples)
+        return self._last
 
 
 class Mixed:
     """A layer's `_mixed_batch_forward` during one call of the model."""
 
-    def __init__(self, layer: LoraLayer, stacks: Stacks, routes: Routes) -> None:
-        self.layer, self.stacks, self.routes = layer, stacks, routes
+    def __init__(self, layer: LoraLayer, stacks: Stacks, batches: Batches) -> None:
+        self.layer, self.stacks, self.batches = layer, stacks, batches
+        self.embeds = isinstance(layer, Embedding)
         self.kept = stacks.kept()
 
     def __call__(self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> Tensor:
         layer = self.layer
-        embeds = isinstance(layer, Embedding)
-        if not embeds and self.stacks.dtype not in (x.dtype, wide(x)):
+        if not self.embeds and self.stacks.dtype not in (x.dtype, wide(x)):
             # Then peft rounds x to the type of the adapters, which the ops do not.
             return type(layer)._mixed_batch_forward(
                 layer, x, *args, adapter_names=adapter_names, **kwargs
@@ -52,25 +65,30 @@ class Mixed:
         result: Tensor = layer.base_layer(x, *args, **kwargs)
         if not result.numel():
             return result
-        used = set(adapter_names)
-        rows = result[0].numel() // result.shape[-1]
-        rows_of_x = x if embeds else self._masked(x, adapter_names).reshape(-1, x.shape[-1])
+        batch = self.batches.of(adapter_names)
+        masked = x if self.embeds else self._masked(x, batch.samples)
         for stack in self.stacks.parts:
-            if used.isdisjoint(stack.names):
-                continue
-            idx = self.routes.of_rows(adapter_names, stack.names, rows, x.device)
-            A, B = stack.factors(used)
-            scaling = [float(layer.scaling[name]) for name in stack.names]
-            if A is None:
-                scale = _of_rows(stack.scale(scaling, result), idx)
-                z = _looked_up(layer, x, adapter_names, stack) * scale
-            else:
-                scale = stack.scale(self._made_up(scaling, stack), x)
-                z = lowrank.lora_shrink(rows_of_x, A, idx=idx, scale=scale)
-            if stack.biased:
-                z = torch.cat([z, _of_rows(scale.new_tensor(scaling), idx)], 1)
-            result = _expanded(result, z, B, idx)
+            if not batch.used.isdisjoint(stack.names):
+                result = self._added(result, x, masked, batch, stack)
         return result
+
+    def _added(
+        self, result: Tensor, x: Tensor, masked: Tensor, batch: Batch, stack: Stack
+    ) -> Tensor:
+        """With what the adapters of a stack add."""
+        idx = batch.route(stack.names, result.shape[1:-1].numel(), x.device)
+        A, B = stack.factors(batch.used)
+        scaling = [float(self.layer.scaling[name]) for name in stack.names]
+        if A is None:
+            scale = _of_rows(stack.scale(scaling, result), idx)
+            z = _looked_up(self.layer, x, batch, stack) * scale
+        else:
+            scale = stack.scale(self._made_up(scaling, stack), x)
+            flat = masked.reshape(-1, x.shape[-1])
+            z = lowrank.lora_shrink(flat, A, idx=idx, scale=scale, ranks=stack.ranks)
+        if stack.biased:
+            z = torch.cat([_of_rows(scale.new_tensor(scaling), idx), z], 1)
+        return _expanded(result, z, B, idx, stack)
 
     def _made_up(self, scaling: list[float], stack: Stack) -> list[float]:
         """The scalings, with the factors of dropout; any where all is dropped and zero anyway."""
@@ -93,25 +111,26 @@ def _of_rows(values: Tensor, idx: Tensor) -> Tensor:
     return torch.where(idx >= 0, values[idx.clamp(min=0)], 0)[:, None]
 
 
-def _looked_up(layer: Any, x: Tensor, samples: Sequence[str], stack: Stack) -> Tensor:
+def _looked_up(layer: Any, x: Tensor, batch: Batch, stack: Stack) -> Tensor:
     """[N, r]: in place of a down-projection, columns of the adapters' own small tables."""
-    first = next(iter(layer.lora_embedding_B.values()))
-    z = first.new_zeros(*x.shape, stack.rank, dtype=wide(first))
-    for name in dict.fromkeys(samples):
+    first, rank = next(iter(layer.lora_embedding_B.values())), max(stack.ranks)
+    z = first.new_zeros(*x.shape, rank, dtype=wide(first))
+    for name in dict.fromkeys(batch.samples):
         if name in stack.names:
             table = layer.lora_embedding_A[name].T
-            own = [i for i, sample in enumerate(samples) if sample == name]
+            own = [i for i, sample in enumerate(batch.samples) if sample == name]
             found = layer._embed(x[own], table).to(z.dtype)
-            z[own] = F.pad(found, (0, stack.rank - table.shape[1]))
+            z[own] = F.pad(found, (0, rank - table.shape[1]))
     factor = layer._get_embed_scale()
-    return (z if factor is None else z * factor.to(z.dtype)).view(-1, stack.rank)
+    return (z if factor is None else z * factor.to(z.dtype)).view(-1, rank)
 
 
-def _expanded(result: Tensor, z: Tensor, B: Tensor, idx: Tensor) -> Tensor:
+def _expanded(result: Tensor, z: Tensor, B: Tensor, idx: Tensor, stack: Stack) -> Tensor:
     if B.dtype not in (result.dtype, wide(result)):
         B = B.to(wide(result))
     given = result.is_leaf and result.requires_grad and torch.is_grad_enabled()
     inplace = result.is_contiguous() and not given
     flat = result.view(-1, result.shape[-1]) if inplace else result.reshape(-1, result.shape[-1])
-    y = lowrank.lora_expand(z.to(wide(result)), B, flat, idx=idx, inplace=inplace)
+    z, ranks = z.to(wide(result)), stack.ranks_of_B
+    y = lowrank.lora_expand(z, B, flat, idx=idx, inplace=inplace, ranks=ranks)
     return y.view(result.shape)

@@ -2,7 +2,7 @@
 
 What peft does with ``adapter_names`` stays: its checks, "__base__", beam search, layers that are
 not LoRA. What it does in each LoRA layer, a loop over the adapters of the batch with the gathering,
-adding and scattering of their samples, becomes `lora_shrink` and `lora_expand`, once a rank.
+adding and scattering of their samples, becomes one `lora_shrink` and one `lora_expand`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from pyext_plugins.multilora.layers import Mixed, Routes
+from pyext_plugins.multilora.layers import Batches, Mixed
 from pyext_plugins.multilora.stacks import Stacks, why_not
 
 HOOKS = "_enable_peft_forward_hooks"  # what a PeftModel enters around forward and generate
@@ -39,10 +39,10 @@ def enable(model: PeftModel) -> dict[str, str]:
     without samples have none. peft leaves but the active adapter trainable:
     ``model.set_requires_grad([...])`` changes that.
 
-    The parameters of the adapters become views of stacks, one for each rank of a layer, so that
-    they take no more memory than before (but for ranks that are no powers of two, and are filled
-    up to the next). Up-projections do so while they are frozen, as those of adapters loaded for
-    inference are; of others the used ones are copied in every call.
+    The parameters of the adapters become views of a stack for each layer, in which they lie one
+    after another, so that they take no more memory than before. Up-projections do so while they are
+    frozen, as those of adapters loaded for inference are; of others the used ones are copied in
+    every call.
 
     Args:
         model: with LoRA adapters.
@@ -155,8 +155,8 @@ class Switch:
                 yield
             return
         self.refresh()
-        routes = Routes()
-        mixed = {layer: Mixed(layer, own, routes) for layer, own in self.stacks.items()}
+        batches = Batches()
+        mixed = {layer: Mixed(layer, own, batches) for layer, own in self.stacks.items()}
         with ExitStack() as context:
             self._enter_hooks_of_peft(context, *args, **kwargs)
             self._check_trainable(names)

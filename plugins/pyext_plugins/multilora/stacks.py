@@ -1,8 +1,9 @@
 """The adapters of a layer in common pieces of memory, of which peft's parameters become views.
 
-The ops read factors as stacks [E, r, D]. A copy of them would double the adapters' memory and go
-stale with every optimizer step, so the parameters move into the stack instead: `Parameter` objects
-stay what they are, and an update in place is an update of the stack.
+The ops read the factors of a layer one after another, [sum of ranks, D]. A copy of them would
+double the adapters' memory and go stale with every optimizer step, so the parameters move into such
+a stack instead: `Parameter` objects stay what they are, and an update in place is an update of the
+stack.
 
 An up-projection [Do, r] then lies transposed. It does so only while it is frozen: the state of an
 optimizer has the layout of its parameter, and a fused one counts on that without a look.
@@ -18,7 +19,7 @@ import torch
 from peft.tuners.lora.layer import Embedding, Linear, LoraLayer
 from torch import Tensor, nn
 
-from pyext.interface.lowrank_checks import MAX_RANK, wide
+from pyext.interface.lowrank_checks import MAX_RAGGED, MAX_RANK, wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,46 +91,50 @@ def why_not(layer: LoraLayer, tied: Container[str]) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where a parameter lies in a stack: some rows of an adapter, as they are or transposed."""
+    """Where a parameter lies in a stack: some rows, as they are or transposed."""
 
     parameter: nn.Parameter
-    adapter: int
+    adapter: str
     rows: slice | int
     turned: bool = False
 
     def within(self, stack: Tensor) -> Tensor:
-        part = stack[self.adapter, self.rows]
+        part = stack[self.rows]
         return part.T if self.turned else part
 
 
 class Stack:
-    """Adapters of about the same rank: ``A`` [E, r, Din] (None of an embedding), ``B`` [E, r, Do].
+    """Factors one after another: ``A`` [sum of ranks, Din] (None of an embedding), ``B`` [.., Do].
 
-    Where the adapters have biases, these are one row more of B, and what is multiplied with B has
-    one column more.
+    Where the adapters have biases, these are the first of an adapter's rows of B, and what is
+    multiplied with B has one column more at the front.
 
     Args:
         adapters: whose parameters become views of the stacks; but for those of B if they are
             trained, which are copied in every call.
-        rank: up to which the lesser ones are filled with zeros.
     """
 
-    def __init__(self, adapters: dict[str, Adapter], rank: int) -> None:
+    def __init__(self, adapters: dict[str, Adapter]) -> None:
         first = next(iter(adapters.values()))
-        self.names = tuple(adapters)
-        self.rank, self.biased = rank, first.bias is not None
+        self.names, self.biased = tuple(adapters), first.bias is not None
+        self.ranks = tuple(adapter.rank for adapter in adapters.values())
+        self.ranks_of_B = tuple(rank + self.biased for rank in self.ranks)
         self._scale: tuple[Any, Tensor] | None = None
         self._into, self._onto = [], []
-        for e, adapter in enumerate(adapters.values()):
-            own = slice(adapter.rank)
+        into = onto = 0  # the next row of A and of B
+        for name, adapter in adapters.items():
             if adapter.a is not None:
-                self._into.append(Place(adapter.a, e, own))
-            self._onto.append(Place(adapter.b, e, own, turned=True))
+                self._into.append(Place(adapter.a, name, slice(into, into + adapter.rank)))
+                into += adapter.rank
             if adapter.bias is not None:
-                self._onto.append(Place(adapter.bias, e, -1))
+                self._onto.append(Place(adapter.bias, name, onto))
+                onto += 1
+            own = slice(onto, onto + adapter.rank)
+            self._onto.append(Place(adapter.b, name, own, turned=True))
+            onto += adapter.rank
         self._A = self._B = None
         if first.a is not None:
-            self._A = first.a.data.new_zeros(len(adapters), rank, first.a.shape[1])
+            self._A = first.a.data.new_empty(sum(self.ranks), first.a.shape[1])
             _move(self._A, self._into)
         if first.trained:
             for place in self._onto:
@@ -142,8 +147,8 @@ class Stack:
 
     def _empty(self) -> Tensor:
         """For B."""
-        b = self._onto[0].parameter
-        return b.data.new_zeros(len(self.names), self.rank + self.biased, len(b))
+        b = self._onto[-1].parameter
+        return b.data.new_empty(sum(self.ranks_of_B), len(b))
 
     def scale(self, values: Sequence[float], like: Tensor) -> Tensor:
         """[E]: the values as a tensor for the ops, kept for as long as they do not change."""
@@ -159,17 +164,18 @@ class Stack:
         An adapter without samples then has no gradient, rather than one of zeros that an
         optimizer with momentum or decay would act upon.
         """
-        numbers = {e for e, name in enumerate(self.names) if name in used}
+        A, B = self._A, self._B
+        if B is not None and not torch.is_grad_enabled():
+            return A, B
         into, onto = (
-            [place for place in places if place.adapter in numbers]
+            [place for place in places if place.adapter in used]
             for places in (self._into, self._onto)
         )
-        B = self._B
         if B is None:
             B = self._empty()
             for place in onto:
                 place.within(B).copy_(place.parameter.data)
-        return None if self._A is None else _attach(self._A, into), _attach(B, onto)
+        return None if A is None else _attach(A, into), _attach(B, onto)
 
     def let_go(self) -> None:
         """Others take over."""
@@ -205,19 +211,14 @@ def _leave(parameter: Tensor) -> None:
 
 
 class Stacks:
-    """All adapters of one layer, those of like ranks together.
-
-    Ranks are filled up to powers of two, which most are: so there are few stacks, and little in
-    them is empty.
-    """
+    """All adapters of one layer, in one stack but for what a stack must have in common."""
 
     def __init__(self, layer: Any) -> None:
         groups: dict[tuple[int, bool, bool], dict[str, Adapter]] = {}
-        for name, adapter in adapters_of(layer).items():
-            rank = min(1 << (adapter.rank - 1).bit_length(), adapter.most)
-            key = (rank, adapter.bias is not None, adapter.trained)
+        for e, (name, adapter) in enumerate(adapters_of(layer).items()):
+            key = (e // MAX_RAGGED, adapter.bias is not None, adapter.trained)
             groups.setdefault(key, {})[name] = adapter
-        self.parts = [Stack(group, rank) for (rank, *_), group in groups.items()]
+        self.parts = [Stack(group) for group in groups.values()]
         self.dtype = next(iter(adapters_of(layer).values())).b.dtype
         self._dropouts = {
             name: module
